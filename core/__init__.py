@@ -1,0 +1,60 @@
+"""Sandkeeper: sessions in a store, sandboxes that never outlive them."""
+
+from .errors import (
+    AuthFailed,
+    Busy,
+    ForeignConflict,
+    InvalidArgument,
+    InvalidSpec,
+    OutcomeUnknown,
+    ProviderError,
+    QuotaExceeded,
+    RateLimited,
+    SandkeeperError,
+    SchemaOutdated,
+    SessionEnded,
+    SessionNotFound,
+    SessionNotReady,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+    TurnExpired,
+    Unavailable,
+    Unsupported,
+)
+from .face import AsyncLifecycle, Lifecycle
+from .model import EndReason, Sandbox, SandboxState, Session, SessionStatus
+from .policy import Policy
+from .turn import Turn
+
+__all__ = [
+    "AsyncLifecycle",
+    "AuthFailed",
+    "Busy",
+    "EndReason",
+    "ForeignConflict",
+    "InvalidArgument",
+    "InvalidSpec",
+    "Lifecycle",
+    "OutcomeUnknown",
+    "Policy",
+    "ProviderError",
+    "QuotaExceeded",
+    "RateLimited",
+    "Sandbox",
+    "SandboxState",
+    "SandkeeperError",
+    "SchemaOutdated",
+    "Session",
+    "SessionEnded",
+    "SessionNotFound",
+    "SessionNotReady",
+    "SessionStatus",
+    "SettingsError",
+    "StoreError",
+    "StoreUnavailable",
+    "Turn",
+    "TurnExpired",
+    "Unavailable",
+    "Unsupported",
+]

@@ -1,0 +1,105 @@
+"""One background thread for one process: it keeps all of its open turns alive, in one statement."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .errors import SandkeeperError
+from .events import Event, EventKind
+
+BATCH = 500
+
+
+class Beating(Protocol):
+    """What the beater needs of a turn."""
+
+    id: str
+
+    def lose(self, error: SandkeeperError) -> None: ...
+
+
+class Beater:
+    """
+    `beat` writes heartbeats for turn ids and returns those that were refused, with the reason.
+    The thread starts with the first turn, is a daemon (a process that wants to exit may), and is
+    forgotten in a forked child, whose parent goes on beating for the turns that it holds.
+    """
+
+    def __init__(
+        self,
+        beat: Callable[[Sequence[str]], dict[str, SandkeeperError]],
+        interval: float,
+        *,
+        tell: Callable[[Event], None],
+        actor: str,
+    ) -> None:
+        self.interval = interval
+        self._beat = beat
+        self._tell = tell
+        self._actor = actor
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _reset(this))
+
+    def _reset(self) -> None:
+        self._turns: dict[str, Beating] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, turn: Beating) -> None:
+        with self._lock:
+            self._turns[turn.id] = turn
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stop,), name="sandkeeper-beater", daemon=True
+                )
+                self._thread.start()
+
+    def remove(self, turn: Beating) -> None:
+        with self._lock:
+            self._turns.pop(turn.id, None)
+
+    def close(self) -> None:
+        """Stop beating. Turns that are still open go idle."""
+        self._stop.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5.0)
+        self._reset()
+
+    def once(self) -> bool:
+        """One round for all open turns; False when the store could not be asked."""
+        with self._lock:
+            turns = dict(self._turns)
+        ids = list(turns)
+        for start in range(0, len(ids), BATCH):
+            try:
+                refused = self._beat(ids[start : start + BATCH])
+            except Exception as error:  # an outage refuses nothing: the turns go on, and so do we
+                detail = {"turns": len(ids), "error": str(error)}
+                self._tell(Event(kind=EventKind.BEAT_FAILED, actor=self._actor, detail=detail))
+                return False
+            for turn_id, reason in refused.items():
+                with self._lock:
+                    still_open = turn_id in self._turns
+                if still_open:  # not one that its holder ended while we asked
+                    turns[turn_id].lose(reason)
+        return True
+
+    def _run(self, stop: threading.Event) -> None:
+        pause = self.interval
+        while not stop.wait(pause):
+            # After an outage the first heartbeat must come before the second look of the sweep.
+            pause = self.interval if self.once() else self.interval / 4
+
+
+def _reset(this: weakref.ref[Beater]) -> None:
+    beater = this()
+    if beater is not None:
+        beater._reset()

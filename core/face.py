@@ -1,0 +1,59 @@
+"""What API servers construct: the keeper on their own engine, or on what the environment says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from sqlalchemy import Engine
+
+from . import events
+from .aio import AsyncKeeper
+from .events import Sink
+from .lifecycle import Keeper
+from .policy import Policy
+from .providers.base import SandboxProvider
+from .reaper import Doorbell
+from .store import Store
+from .wiring import System, prepare
+
+
+class Lifecycle(Keeper):
+    """Open sessions, run turns on them, keep them, end them. Thread-safe; one per process."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        provider: SandboxProvider,
+        policy: Policy | None = None,
+        spec: Mapping[str, object] | None = None,
+        doorbell: Doorbell | None = None,
+        sinks: Sequence[Sink] = (events.log,),
+    ) -> None:
+        """Bring your own engine: the tables must be there (`sandkeeper db upgrade`)."""
+        store = Store(prepare(engine), policy=policy, sinks=sinks)
+        super().__init__(store, provider, spec=spec, doorbell=doorbell)
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, doorbell: Doorbell | None = None
+    ) -> Self:
+        """As the SANDKEEPER_ variables say; docs/settings.md has them all."""
+        system = System.from_env(environ)
+        keeper = cls.__new__(cls)
+        Keeper.__init__(
+            keeper, system.store, system.provider, spec=system.settings.spec, doorbell=doorbell
+        )
+        return keeper
+
+
+class AsyncLifecycle(AsyncKeeper):
+    """The same for asyncio."""
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, doorbell: Doorbell | None = None
+    ) -> Self:
+        """As the SANDKEEPER_ variables say; docs/settings.md has them all."""
+        return cls(Lifecycle.from_env(environ, doorbell=doorbell))

@@ -1,0 +1,231 @@
+"""What API servers call: open a session, run turns on it, keep it, end it. Never waits for a broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Self
+
+from . import identifiers
+from .beater import Beater
+from .errors import (
+    InvalidArgument,
+    InvalidSpec,
+    OutcomeUnknown,
+    ProviderError,
+    QuotaExceeded,
+)
+from .model import EndReason, Intent, Session, check_reason, check_session_id, check_tenant
+from .policy import duration
+from .providers.base import SandboxInfo, SandboxProvider, Spec
+from .store import Store, Wanted
+from .turn import Turn
+
+CREATE_ATTEMPTS = 3
+DEFAULT_TENANT = "default"
+LONGEST_METADATA = 16_384
+
+
+class Keeper:
+    """
+    The lifecycle of sessions on one store and one provider. Thread-safe; make one per process.
+    `doorbell` rings for a teardown after the commit and must return at once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        provider: SandboxProvider,
+        *,
+        spec: Mapping[str, object] | None = None,
+        doorbell: Callable[[list[tuple[str, int]]], None] | None = None,
+        holder: str | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.store = store
+        self.policy = store.policy
+        self.provider = provider
+        self.spec = dict(spec or {})
+        self.doorbell = doorbell
+        self.holder = holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._beater = Beater(
+            store.turns.beat,
+            self.policy.heartbeat,
+            tell=store.database.tell,
+            actor=self.holder,
+        )
+
+    def open(
+        self,
+        session_id: str | None = None,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        idle_ttl: timedelta | float | None = None,
+        max_age: timedelta | float | None = None,
+        max_turn: timedelta | float | None = None,
+        metadata: Mapping[str, object] | None = None,
+        spec: Mapping[str, object] | None = None,
+    ) -> Session:
+        """
+        Get a session with a running sandbox: the one that is there, a new one, or the next
+        generation of one that ended. Concurrent calls make one sandbox. It counts as activity.
+        Limits (seconds or timedelta) are those of a new generation; a running one keeps its own.
+        Without an id one is generated (UUIDv7). Raises ProviderError when no sandbox could be
+        made, and SessionEnded when the session was ended while it was made; call again then.
+        """
+        if session_id is None:
+            session_id = identifiers.new_id()
+        wanted = Wanted(
+            session_id=check_session_id(session_id),
+            tenant=check_tenant(tenant),
+            idle_ttl=self._limit("idle_ttl", idle_ttl, self.policy.idle_ttl),
+            max_age=self.policy.max_age if max_age is None else duration("max_age", max_age),
+            max_turn=self._limit("max_turn", max_turn, self.policy.max_turn),
+            metadata=_metadata(metadata),
+            provider=self.provider.name,
+            scope=self.provider.scope(),
+            spec=_spec_fields(self.spec if spec is None else spec),
+        )
+        session, intent = self.store.sessions.open(wanted, actor=self.holder)
+        if intent is None:
+            return session
+        made = self._create(intent)
+        external_id = made.ref.external_id
+        if external_id is None:
+            raise OutcomeUnknown(f"the provider gave no id for {intent.name}: open() again")
+        return self.store.sessions.record(intent, external_id, actor=self.holder)
+
+    def turn(self, session_id: str, *, holder: str | None = None) -> Turn:
+        """
+        A turn, to be used in a `with` statement: it begins on entry, is kept alive by one
+        background thread of this process however long it is silent, and ends on exit. Entering
+        raises SessionEnded, SessionNotReady or SessionNotFound.
+        """
+        return Turn(
+            self.store,
+            self._beater,
+            check_session_id(session_id),
+            turn_id=identifiers.new_id(),
+            holder=(holder or self.holder)[:200],
+            monotonic=self._monotonic,
+        )
+
+    def touch(self, session_id: str) -> None:
+        """Count as activity what is no turn. Raises SessionEnded or SessionNotFound."""
+        self.store.sessions.touch(check_session_id(session_id))
+
+    def extend(self, session_id: str, by: timedelta | float) -> Session:
+        """
+        Keep an idle session for so long from now (seconds or timedelta). Its max age still
+        holds: `extended_until` of the answer is what was granted. Raises SessionEnded.
+        """
+        return self.store.sessions.extend(
+            check_session_id(session_id), duration("by", by), actor=self.holder
+        )
+
+    def end(self, session_id: str, *, reason: str = "ended") -> Session:
+        """
+        End it now; its sandbox is torn down in the background. Ending an ended session changes
+        nothing. A turn that is open on it is refused at its next heartbeat.
+        """
+        session = self.store.sessions.end(
+            check_session_id(session_id), check_reason(reason), actor=self.holder
+        )
+        if self.doorbell is not None:
+            self.doorbell([(session.id, session.generation)])
+        return session
+
+    def get(self, session_id: str) -> Session:
+        """The session as it is. Raises SessionNotFound."""
+        return self.store.sessions.get(check_session_id(session_id))
+
+    def close(self) -> None:
+        """Stop the heartbeats; turns that are still open go idle."""
+        self._beater.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _limit(self, name: str, value: timedelta | float | None, default: float) -> float:
+        return default if value is None else duration(name, value)
+
+    def _create(self, intent: Intent) -> SandboxInfo:
+        """
+        Ask the provider, again after any doubt: it adopts what has this name and these labels.
+        Nothing is cleaned up here, whatever happens: an answer that was lost may have been a yes,
+        and only teardown destroys.
+        """
+        deadline = self._monotonic() + 0.9 * self.policy.create_deadline
+        spec = _spec(intent.spec)
+        for attempt in range(1, CREATE_ATTEMPTS + 1):
+            try:
+                return self.provider.create(
+                    intent.name, intent.labels, spec, ttl=None, deadline=deadline
+                )
+            except ProviderError as error:
+                if not error.retryable:
+                    self._give_up(intent)
+                    raise
+                pause = 0.2 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311
+                out_of_time = self._monotonic() + pause >= deadline
+                if isinstance(error, QuotaExceeded) or attempt == CREATE_ATTEMPTS or out_of_time:
+                    raise
+                self._sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _give_up(self, intent: Intent) -> None:
+        """The provider will never make it: end this generation, so that the next can be opened."""
+        self.store.sessions.end(
+            intent.session_id,
+            EndReason.CREATE_FAILED.value,
+            actor=self.holder,
+            generation=intent.generation,
+        )
+
+
+def _metadata(metadata: Mapping[str, object] | None) -> Mapping[str, object]:
+    found = dict(metadata or {})
+    try:
+        text = json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"metadata: not JSON ({error})") from error
+    if len(text) > LONGEST_METADATA:
+        raise InvalidArgument(
+            f"metadata: {len(text)} characters of JSON; keep it under {LONGEST_METADATA}"
+        )
+    return found
+
+
+def _spec_fields(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """The fields as they are stored, once it is known that they make a Spec."""
+    _spec(fields)
+    return dict(fields)
+
+
+def _spec(fields: Mapping[str, object]) -> Spec:
+    known = {"image", "command", "env", "options"}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise InvalidSpec(f"spec: {unknown[0]!r} is unknown; known are {', '.join(sorted(known))}")
+    image, command = fields.get("image"), fields.get("command", ())
+    env, options = fields.get("env", {}), fields.get("options", {})
+    if not (image is None or isinstance(image, str)):
+        raise InvalidSpec(f"spec: image {image!r} is not a string")
+    if not isinstance(command, list | tuple) or not all(isinstance(c, str) for c in command):
+        raise InvalidSpec(f"spec: command {command!r} is not a list of strings")
+    if not isinstance(env, Mapping) or not all(isinstance(v, str) for v in env.values()):
+        raise InvalidSpec("spec: env is not an object of strings")
+    if not isinstance(options, Mapping):
+        raise InvalidSpec(f"spec: options {options!r} is not an object")
+    return Spec(image=image, command=tuple(command), env=dict(env), options=dict(options))

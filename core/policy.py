@@ -1,0 +1,81 @@
+"""What decides when: the limits of a session, the rhythm of the system, and how both are checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+
+from .errors import InvalidArgument
+from .settings import Settings
+
+LONGEST = 315_576_000.0  # ten years in seconds; the tables' CHECKs repeat it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """
+    Durations in seconds. The first three are defaults that open() may override for one session;
+    the rest is the rhythm that every process of an installation must share.
+    """
+
+    idle_ttl: float = 1800.0
+    max_age: float | None = None
+    max_turn: float = 21600.0
+    heartbeat: float = 15.0
+    confirm_interval: float = 60.0
+    create_deadline: float = 300.0
+    claim_ttl: float = 120.0
+    publish_lease: float = 60.0
+    retry_base: float = 5.0
+    retry_max: float = 300.0
+    quarantine_after: int = 8
+    quarantine_retry: float = 900.0
+    retention: float = 2592000.0
+    batch: int = 500
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Policy:
+        """The policy that these settings describe."""
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+    @property
+    def longest_look(self) -> float:
+        """
+        No look at an active session is further away than this. The sweep re-arms in steps of at
+        most `idle_ttl`, so a date beyond it can only come from a clock that stepped back.
+        """
+        return max(self.idle_ttl, self.create_deadline, self.confirm_interval)
+
+    @property
+    def longest_pause(self) -> float:
+        """No look at a closing sandbox is further away than this, a Retry-After included."""
+        return max(
+            self.create_deadline,
+            self.claim_ttl,
+            self.publish_lease,
+            self.retry_max,
+            self.quarantine_retry,
+        )
+
+    def pause(self, attempts: int, *, spread: float) -> float:
+        """
+        Seconds until the next attempt of a teardown that has failed `attempts` times. `spread` in
+        [0, 1) is the jitter: it takes off up to half, so that a herd of failures thins out.
+        """
+        if attempts >= self.quarantine_after:
+            longest = self.quarantine_retry
+        else:
+            longest = min(self.retry_max, self.retry_base * 2.0 ** min(attempts - 1, 32))
+        return longest * (1.0 - spread / 2.0)
+
+
+def duration(name: str, value: timedelta | float) -> float:
+    """Seconds from a timedelta or a number of seconds; InvalidArgument unless it is a sane limit."""
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"{name} {value!r}: give a timedelta or seconds") from error
+    if isinstance(value, bool) or not math.isfinite(seconds) or not 0 < seconds <= LONGEST:
+        raise InvalidArgument(f"{name} {value!r}: must be more than 0 and at most ten years")
+    return seconds

@@ -1,0 +1,258 @@
+"""
+The tables, and nothing that acts: columns, indexes named for the query they serve, CHECKs that
+repeat the facts of the moves, and the trigger that refuses to let a sandbox go back.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    DDL,
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+    text,
+)
+from sqlalchemy.types import TypeDecorator
+
+from .policy import LONGEST
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC in, aware UTC out, on every database; SQLite alone would hand back naive ones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive datetime {value!r}: make it aware, in UTC")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+# A touch rewrites the row in place (HOT) when its page has room; due_at is left alone by it.
+_ROOM_FOR_TOUCHES = {"fillfactor": 85}
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("status", String(8), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("turn_count", BigInteger, nullable=False),
+    Column("turns_before", BigInteger, nullable=False),  # turn_count when this generation opened
+    Column("idle_ttl", Double, nullable=False),
+    Column("max_age", Double),
+    Column("max_turn", Double, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("opened_at", UTCDateTime, nullable=False),  # when this generation opened
+    Column("last_activity_at", UTCDateTime, nullable=False),
+    Column("due_at", UTCDateTime, nullable=False),  # when the sweep looks next
+    Column("extended_until", UTCDateTime),
+    Column("noticed_at", UTCDateTime),
+    Column("noticed_activity_at", UTCDateTime),  # the witness: what last_activity_at was then
+    Column("ended_at", UTCDateTime),
+    Column("end_reason", String(200)),
+    Column("reset_reason", String(200)),  # why the generation before this one went
+    CheckConstraint("length(id) BETWEEN 1 AND 128", name="id"),
+    CheckConstraint("status IN ('active', 'ended')", name="status"),
+    CheckConstraint("generation >= 1 AND turns_before >= 0", name="counts"),
+    CheckConstraint("turn_count >= turns_before", name="turns"),
+    CheckConstraint(f"idle_ttl > 0 AND idle_ttl <= {LONGEST}", name="idle_ttl"),
+    CheckConstraint(f"max_age > 0 AND max_age <= {LONGEST}", name="max_age"),
+    CheckConstraint(f"max_turn > 0 AND max_turn <= {LONGEST}", name="max_turn"),
+    CheckConstraint("(status = 'ended') = (ended_at IS NOT NULL)", name="ended_at"),
+    CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="end_reason"),
+    CheckConstraint("(noticed_at IS NULL) = (noticed_activity_at IS NULL)", name="noticed"),
+    postgresql_with=_ROOM_FOR_TOUCHES,
+)
+# Serves the sweep: what is due, most overdue first. Ended rows are not in it and cost nothing.
+Index(
+    "sessions_due",
+    sessions.c.due_at,
+    postgresql_where=text("status = 'active'"),
+    sqlite_where=text("status = 'active'"),
+)
+# Serves purge_ended_sessions: the longest ended first.
+Index(
+    "sessions_purgeable",
+    sessions.c.ended_at,
+    postgresql_where=text("status = 'ended'"),
+    sqlite_where=text("status = 'ended'"),
+)
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("key", String(26), primary_key=True),
+    Column("session_id", String(128), ForeignKey("sessions.id"), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("provider", String(200), nullable=False),
+    Column("scope", String(200), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("external_id", String(255)),  # write-once
+    Column("state", String(8), nullable=False),
+    Column(
+        "due_at", UTCDateTime
+    ),  # creating: its deadline; closing: when to publish; running: its session's
+    Column("not_before", UTCDateTime),  # closing: a claim or a pause holds others off until then
+    Column("attempts", Integer, nullable=False),
+    Column("claim_token", Integer, nullable=False),
+    Column("claimed_by", String(200)),
+    Column("last_error", Text),
+    Column("quarantined_at", UTCDateTime),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("running_at", UTCDateTime),
+    Column("closing_at", UTCDateTime),
+    Column("gone_at", UTCDateTime),
+    UniqueConstraint("session_id", "generation"),
+    CheckConstraint("state IN ('creating', 'running', 'closing', 'gone')", name="state"),
+    CheckConstraint("generation >= 1", name="generation"),
+    CheckConstraint("(state IN ('creating', 'closing')) = (due_at IS NOT NULL)", name="due_at"),
+    CheckConstraint("(state = 'closing') = (not_before IS NOT NULL)", name="not_before"),
+    CheckConstraint("(state IN ('closing', 'gone')) = (closing_at IS NOT NULL)", name="closing_at"),
+    CheckConstraint("(state = 'gone') = (gone_at IS NOT NULL)", name="gone_at"),
+    CheckConstraint("(external_id IS NULL) = (running_at IS NULL)", name="running_at"),
+    CheckConstraint("state <> 'running' OR external_id IS NOT NULL", name="external_id"),
+    CheckConstraint("claimed_by IS NULL OR state = 'closing'", name="claimed_by"),
+    postgresql_with=_ROOM_FOR_TOUCHES,
+)
+# Serves the sweep's fourth step: creates that nobody finished.
+Index(
+    "sandboxes_creating",
+    sandboxes.c.due_at,
+    postgresql_where=text("state = 'creating'"),
+    sqlite_where=text("state = 'creating'"),
+)
+# Serves the sweep's fifth step: teardowns to publish, most overdue first.
+Index(
+    "sandboxes_closing",
+    sandboxes.c.due_at,
+    postgresql_where=text("state = 'closing'"),
+    sqlite_where=text("state = 'closing'"),
+)
+# Serves the quarantine list.
+Index(
+    "sandboxes_quarantined",
+    sandboxes.c.quarantined_at,
+    postgresql_where=text("state = 'closing' AND quarantined_at IS NOT NULL"),
+    sqlite_where=text("state = 'closing' AND quarantined_at IS NOT NULL"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("session_id", String(128), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("holder", String(200), nullable=False),
+    Column("started_at", UTCDateTime, nullable=False),
+    Column("hard_until", UTCDateTime, nullable=False),
+    Column("ended_at", UTCDateTime),
+    Column("outcome", String(16)),
+    CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="outcome"),
+)
+# Serves "who holds a turn on this session", and purge.
+Index("turns_of_session", turns.c.session_id)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", UTCDateTime, nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("session_id", String(128)),
+    Column("generation", Integer),
+    Column("actor", String(200), nullable=False),
+    Column("detail", JSON, nullable=False),
+)
+# Serves the history of one session, and purge.
+Index("events_of_session", events.c.session_id, events.c.id)
+# One effective teardown a generation (S3): webhooks and billing read it.
+Index(
+    "events_one_gone",
+    events.c.session_id,
+    events.c.generation,
+    unique=True,
+    postgresql_where=text("kind = 'sandbox_gone'"),
+    sqlite_where=text("kind = 'sandbox_gone'"),
+)
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("row", Integer, primary_key=True, autoincrement=False),
+    Column("id", String(8), nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("swept_at", UTCDateTime),  # the sweep's pulse
+    CheckConstraint('"row" = 1', name="one"),
+)
+
+_RANK = (
+    "CASE {0}.state WHEN 'creating' THEN 1 WHEN 'running' THEN 2 WHEN 'closing' THEN 3 ELSE 4 END"
+)
+_FORBIDDEN = " ".join(
+    f"""
+    {_RANK.format("new")} < {_RANK.format("old")}
+    OR new.claim_token < old.claim_token
+    OR (old.external_id IS NOT NULL AND new.external_id IS NOT old.external_id)
+    OR new.key <> old.key OR new.session_id <> old.session_id OR new.generation <> old.generation
+""".split()
+)
+_REFUSAL = "a sandbox never goes back: state, claim_token and external_id are monotone"
+
+MONOTONE = {
+    "postgresql": (
+        "CREATE FUNCTION sandboxes_monotone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF ("
+        + _FORBIDDEN.replace("IS NOT old.external_id", "IS DISTINCT FROM old.external_id")
+        + f") THEN RAISE EXCEPTION '{_REFUSAL}'; END IF; RETURN new; END $$",
+        "CREATE TRIGGER sandboxes_monotone BEFORE UPDATE ON sandboxes "
+        "FOR EACH ROW EXECUTE FUNCTION sandboxes_monotone()",
+    ),
+    "sqlite": (
+        "CREATE TRIGGER sandboxes_monotone BEFORE UPDATE ON sandboxes "
+        f"WHEN {_FORBIDDEN} BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
+    ),
+}
+for _dialect, _statements in MONOTONE.items():
+    for _statement in _statements:
+        event.listen(
+            sandboxes,
+            "after_create",
+            DDL(_statement).execute_if(dialect=_dialect),  # type: ignore[no-untyped-call]
+        )

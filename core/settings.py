@@ -1,0 +1,234 @@
+"""Every knob: its unit, its default, and why it has that default. Read once, checked at start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import SettingsError
+
+PREFIX = "SANDKEEPER_"
+PROVIDER_PREFIXES = ("SANDKEEPER_LOCAL_",)  # a provider reads and checks its own
+SECRETS = ("DATABASE_URL", "BROKER_URL")  # may also come from a file: NAME_FILE
+
+
+def _explicit_none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
+def _json_object(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+OptionalSeconds = Annotated[Seconds | None, BeforeValidator(_explicit_none)]
+
+
+class Settings(BaseModel):
+    """
+    The settings of one installation. Durations are seconds and may be fractions. Fields without
+    a default of their own are derived from the others when they are not set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database_url: str = Field(
+        "sqlite:///sandkeeper.db",
+        description="Where sessions live: a SQLAlchemy URL, `sqlite:///…` or `postgresql://…`. "
+        "SQLite is for one host and a few processes.",
+    )
+    broker_url: str = Field(
+        "sandkeeper+filesystem:///.sandkeeper/broker",
+        description="The Celery broker: `amqp://…`, `redis://…`, or a folder shared by the "
+        "processes of one host. It may lose everything: rows are the truth, messages a doorbell.",
+    )
+    provider: str = Field(
+        "local",
+        description="Who runs sandboxes: a name from the entry points `sandkeeper.providers`, or "
+        "`module:Class`.",
+    )
+    spec: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
+        default_factory=dict,
+        description="What a sandbox runs when open() is not told: a JSON object with `image`, "
+        "`command`, `env` and `options`. Each provider has a default of its own.",
+    )
+    installation: Annotated[str | None, Field(pattern=r"^[a-z0-9]{8}$")] = Field(
+        None,
+        description="Eight characters of a-z and 0-9 that are on every label. Generated once and "
+        "kept in the database; when set, it must be the one that the database has.",
+    )
+    idle_ttl: Seconds = Field(
+        1800.0, description="A session without activity for this long is ended (seconds)."
+    )
+    max_age: OptionalSeconds = Field(
+        None,
+        description="A sandbox is never older than this (seconds), or `none`. Turns that are "
+        "open then have reached their hard ceiling.",
+    )
+    max_turn: Seconds = Field(
+        21600.0,
+        description="The hard ceiling of one turn (seconds): a wedged turn whose heartbeats go on "
+        "does not keep a sandbox for ever.",
+    )
+    heartbeat: Seconds = Field(
+        15.0,
+        description="How often open turns are kept alive (seconds). At most half of "
+        "CONFIRM_INTERVAL, so that a live turn beats between notice and end; lowered to that "
+        "when not set.",
+    )
+    sweep_interval: Seconds = Field(
+        60.0, description="How often beat enqueues `reap_idle_sessions` (seconds)."
+    )
+    confirm_interval: Seconds = Field(
+        60.0,
+        description="How long after its notice a session may be ended (seconds). SWEEP_INTERVAL, "
+        "or IDLE_TTL if that is shorter, when not set.",
+    )
+    create_deadline: Seconds = Field(
+        300.0,
+        description="How long a create may take, with its retries, before the sandbox is closed "
+        "(seconds).",
+    )
+    claim_ttl: Seconds = Field(
+        120.0,
+        description="How long a worker may hold one teardown before another may take it (seconds).",
+    )
+    publish_lease: Seconds = Field(
+        60.0,
+        description="How long the sweep waits for a published teardown to be claimed before it "
+        "publishes it again (seconds). SWEEP_INTERVAL when not set.",
+    )
+    retry_base: Seconds = Field(
+        5.0, description="The first pause after a failed teardown (seconds); it doubles, jittered."
+    )
+    retry_max: Seconds = Field(
+        300.0, description="The longest pause between attempts before quarantine (seconds)."
+    )
+    quarantine_after: int = Field(
+        8, ge=1, description="After this many failed attempts a teardown is shown as quarantined."
+    )
+    quarantine_retry: Seconds = Field(
+        900.0, description="The pause between the attempts of a quarantined teardown (seconds)."
+    )
+    retention: Seconds = Field(
+        2592000.0,
+        description="How long ended sessions are kept after their last sandbox is gone (seconds). "
+        "At least twice CREATE_DEADLINE: a create that lands late still finds its row.",
+    )
+    purge_interval: Seconds = Field(
+        3600.0, description="How often beat enqueues `purge_ended_sessions` (seconds)."
+    )
+    batch: int = Field(
+        500, ge=1, le=10_000, description="How many rows one transaction of the sweep moves."
+    )
+    queue_prefix: str = Field(
+        "sandkeeper",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
+        description="The first part of the queues' names, so that installations can share a broker.",
+    )
+    log_format: str = Field(
+        "console", pattern="^(console|json)$", description="`console` for people, `json` for logs."
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """
+        Settings from environment variables with the prefix SANDKEEPER_. Raises SettingsError
+        that names the variable, its value and what is wrong; unknown names are refused, because a
+        misspelt limit would otherwise be a limit that nobody enforces.
+        """
+        values = _read(environ)
+        known = {name.upper() for name in cls.model_fields}
+        unknown = sorted(name for name in values if name not in known)
+        if unknown:
+            raise SettingsError(
+                f"{PREFIX}{unknown[0]} is not a setting: known are {', '.join(sorted(known))}"
+            )
+        try:
+            return cls.model_validate({name.lower(): value for name, value in values.items()})
+        except ValidationError as error:
+            raise SettingsError(_explained(error, values)) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, values: dict[str, Any]) -> dict[str, Any]:
+        derived = dict(values)
+        sweep = _number(values.get("sweep_interval"), 60.0)
+        confirm = min(sweep, _number(values.get("idle_ttl"), 1800.0))
+        derived.setdefault("confirm_interval", confirm)
+        derived.setdefault("publish_lease", sweep)
+        derived.setdefault(
+            "heartbeat", min(15.0, _number(derived["confirm_interval"], confirm) / 2)
+        )
+        return derived
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.heartbeat > self.confirm_interval / 2:
+            raise ValueError(
+                f"HEARTBEAT {self.heartbeat:g} is more than half of CONFIRM_INTERVAL "
+                f"{self.confirm_interval:g}: a live turn could miss the look between notice and "
+                f"end; set it to {self.confirm_interval / 2:g} or less"
+            )
+        if self.confirm_interval > self.idle_ttl:
+            raise ValueError(
+                f"CONFIRM_INTERVAL {self.confirm_interval:g} is longer than IDLE_TTL "
+                f"{self.idle_ttl:g}: set it to {self.idle_ttl:g} or less"
+            )
+        if self.retention < 2 * self.create_deadline:
+            raise ValueError(
+                f"RETENTION {self.retention:g} is less than twice CREATE_DEADLINE "
+                f"{self.create_deadline:g}: a create that lands late would not find its row; set "
+                f"it to {2 * self.create_deadline:g} or more"
+            )
+        return self
+
+
+def _read(environ: Mapping[str, str]) -> dict[str, str]:
+    values = {}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable.startswith(PROVIDER_PREFIXES):
+            continue
+        name = variable.removeprefix(PREFIX)
+        if name.removesuffix("_FILE") in SECRETS and name.endswith("_FILE"):
+            if variable.removesuffix("_FILE") in environ:
+                raise SettingsError(
+                    f"{variable} and {variable.removesuffix('_FILE')} are both set: keep one"
+                )
+            name, value = name.removesuffix("_FILE"), _file(variable, value)
+        values[name] = value
+    return values
+
+
+def _file(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"{variable}={path}: cannot read it ({error.strerror})") from error
+
+
+def _number(value: object, default: float) -> float:
+    """A best guess for what is derived from it; validation itself comes after."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return default
+
+
+def _explained(error: ValidationError, given: Mapping[str, str]) -> str:
+    lines = []
+    for problem in error.errors():
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["loc"]:
+            if str(problem["loc"][0]).upper() not in given:
+                continue  # derived from a value that is complained of already
+            name = f"{PREFIX}{str(problem['loc'][0]).upper()}"
+            shown = "(hidden)" if name.removeprefix(PREFIX) in SECRETS else repr(problem["input"])
+            lines.append(f"{name}={shown}: {message}")
+        else:
+            lines.append(PREFIX + message)
+    return "; ".join(lines)

@@ -1,0 +1,71 @@
+"""All SQL. One method is one conditional statement, or one transaction of them: one move."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from sqlalchemy import Engine, select
+
+from ..errors import SettingsError
+from ..events import Sink
+from ..policy import Policy
+from ..schema import installation as installation_table
+from .database import Database
+from .history import History
+from .retention import Retention
+from .rules import Rules
+from .sessions import Sessions, Wanted
+from .sweeps import Sweeps
+from .teardowns import Quarantined, Teardowns
+from .turns import BegunTurn, Turns
+
+__all__ = ["BegunTurn", "Quarantined", "Store", "Wanted"]
+
+
+class Store:
+    """
+    The relational store of one installation. `engine` comes from `core.wiring.make_engine`, or
+    is prepared by it; `clock` is for tests. Raises SchemaOutdated when it was never migrated.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        policy: Policy | None = None,
+        installation: str | None = None,
+        clock: Callable[[], datetime] | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.policy = policy or Policy()
+        self.database = Database(engine, clock=clock, sinks=sinks)
+        self.installation = _installation(self.database, installation)
+        rules = Rules(self.database.now, self.policy)
+        self.sessions = Sessions(self.database, rules, self.installation)
+        self.turns = Turns(self.database, rules, self.sessions)
+        self.sweeps = Sweeps(self.database, rules)
+        self.teardowns = Teardowns(self.database, rules, self.installation)
+        self.retention = Retention(self.database, rules)
+        self.history = History(self.database)
+
+
+def _installation(database: Database, wanted: str | None) -> str:
+    """The id that this database has, or its first one. Two first processes agree on one."""
+    table = installation_table
+    with database.look() as look:
+        row = look.one(select(table.c.id))
+    if row is None:
+        candidate = wanted or secrets.token_hex(4)
+        insert = database.insert(table).values(row=1, id=candidate, created_at=database.now)
+        with database.move() as move:
+            move.run(insert.on_conflict_do_nothing(index_elements=["row"]))
+            row = move.one(select(table.c.id))
+    found = str(row.id) if row is not None else ""
+    if wanted is not None and found != wanted:
+        raise SettingsError(
+            f"SANDKEEPER_INSTALLATION={wanted!r}: this database belongs to installation "
+            f"{found!r}; leave the setting out, or point DATABASE_URL at the right database"
+        )
+    return found

@@ -1,0 +1,142 @@
+"""One transaction as one object: it runs statements, records events, and names database errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Executable, Row, Table, exc, insert
+from sqlalchemy.dialects import postgresql, sqlite
+
+from .. import events as sinks
+from ..errors import SchemaOutdated, StoreError, StoreUnavailable
+from ..events import Event, Sink
+from ..schema import events as ledger
+from .sql import now
+
+Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+
+
+class Move:
+    """An open transaction. What it records reaches the ledger with the commit, sinks after it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.events: list[Event] = []
+
+    def all(self, statement: Executable, parameters: Parameters = None) -> Sequence[Row[Any]]:
+        return self.connection.execute(statement, parameters).all()
+
+    def one(self, statement: Executable, parameters: Parameters = None) -> Row[Any] | None:
+        return self.connection.execute(statement, parameters).one_or_none()
+
+    def run(self, statement: Executable, parameters: Parameters = None) -> int:
+        """The number of rows that it changed."""
+        return self.connection.execute(statement, parameters).rowcount
+
+    def record(self, *events: Event) -> None:
+        self.events.extend(events)
+
+
+class Database:
+    """
+    The engine, its clock, and who hears of what was committed. `clock` is for tests; without it
+    time is the database's own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.engine = engine
+        self.sinks = tuple(sinks)
+        self.now = now(clock)
+        self._single_statement = engine.dialect.name == "postgresql"
+        self._ledger = insert(ledger).values(at=self.now)
+
+    @contextmanager
+    def move(self) -> Iterator[Move]:
+        """
+        A read-write transaction. The events are inserted last, in the same transaction, and the
+        sinks hear them only once the commit was acknowledged.
+        """
+        with _named_errors(), self.engine.begin() as connection:
+            move = Move(connection)
+            yield move
+            if move.events:
+                connection.execute(self._ledger, [_ledger_row(event) for event in move.events])
+        sinks.emit(self.sinks, move.events)
+
+    @contextmanager
+    def look(self) -> Iterator[Move]:
+        """A read: it takes no write lock on SQLite, and can record nothing."""
+        with _named_errors(), self.engine.connect() as connection:
+            connection = connection.execution_options(sandkeeper_read=True)
+            yield Move(connection)
+
+    @contextmanager
+    def single(self) -> Iterator[Move]:
+        """
+        One statement that is its own transaction. On PostgreSQL this saves the round trips of
+        BEGIN and COMMIT, which cost more than the statement.
+        """
+        if not self._single_statement:
+            with self.move() as move:
+                yield move
+            return
+        with _named_errors(), self.engine.connect() as connection:
+            yield Move(connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+    def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
+        """An INSERT that knows ON CONFLICT, which the two databases spell alike."""
+        if self.engine.dialect.name == "postgresql":
+            return postgresql.insert(table)
+        return sqlite.insert(table)
+
+    def tell(self, *events: Event) -> None:
+        """Log what is no move: nothing of it is in the ledger."""
+        sinks.emit(self.sinks, events)
+
+
+def _ledger_row(event: Event) -> dict[str, Any]:
+    return {
+        "kind": event.kind.value,
+        "session_id": event.session_id,
+        "generation": event.generation,
+        "actor": event.actor,
+        "detail": dict(event.detail),
+    }
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Turn the driver's errors into ours: the caller decides by type whether to try again."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        raise _named(error) from error
+    except exc.TimeoutError as error:
+        raise StoreUnavailable(f"no free connection to the database: {error}") from error
+
+
+def _named(error: exc.DBAPIError) -> StoreError:
+    cause = " ".join(str(error.orig).split())
+    if "no such table" in cause or "does not exist" in cause or "no such column" in cause:
+        return SchemaOutdated(
+            f"the database lacks what this version needs ({cause}): run `sandkeeper db upgrade`"
+        )
+    if "readonly database" in cause or "read-only" in cause:
+        return StoreUnavailable(
+            f"the database is read-only ({cause}): point DATABASE_URL at the primary, or make the "
+            "file and its folder writable"
+        )
+    if "full" in cause or "No space left" in cause:
+        return StoreUnavailable(f"the database is full ({cause}): free some room")
+    if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
+        return StoreUnavailable(f"the database cannot be used now ({cause}): it is tried again")
+    return StoreError(f"the database refused ({cause})")

@@ -1,0 +1,52 @@
+"""The one move from active to ended: whoever ends a session closes its sandbox with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, bindparam, update
+
+from ..events import Event, EventKind
+from ..model import SandboxState
+from ..schema import sandboxes
+from .database import Move
+from .rules import Rules, b
+
+
+class Endings:
+    """
+    An active session has a sandbox that is creating or running, an ended one has none: both rows
+    move in one transaction, the session's first.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._close = (
+            update(sandboxes)
+            .where(
+                b.session_id.in_(bindparam("session_ids", expanding=True)),
+                b.state.in_([SandboxState.CREATING.value, SandboxState.RUNNING.value]),
+            )
+            .values(
+                state=SandboxState.CLOSING.value,
+                closing_at=rules.now,
+                due_at=rules.now,
+                not_before=rules.now,
+            )
+        )
+
+    def close(self, move: Move, ended: Sequence[Row[Any]], actor: str) -> None:
+        """Close the sandboxes of (id, generation, end_reason) rows that have just ended."""
+        if not ended:
+            return
+        move.run(self._close, {"session_ids": [row.id for row in ended]})
+        for row in ended:
+            move.record(
+                Event(
+                    kind=EventKind.SESSION_ENDED,
+                    actor=actor,
+                    session_id=row.id,
+                    generation=row.generation,
+                    detail={"reason": row.end_reason},
+                )
+            )

@@ -1,0 +1,48 @@
+"""Forgetting what ended long ago, in bounded batches."""
+
+from __future__ import annotations
+
+from sqlalchemy import and_, bindparam, delete, exists, or_, select
+
+from ..schema import events, sandboxes, sessions, turns
+from .database import Database
+from .rules import ENDED, GONE, Rules, b, locked, s
+
+
+class Retention:
+    """
+    A session goes when it ended, and its last sandbox was confirmed gone, longer ago than the
+    retention. Not earlier: a create that lands late must still find the row that condemns it.
+    """
+
+    def __init__(self, database: Database, rules: Rules) -> None:
+        self.database = database
+        horizon = rules.in_(-rules.policy.retention)
+        kept = exists(
+            select(1)
+            .where(b.session_id == s.id, or_(~GONE, b.gone_at > horizon))
+            .correlate(sessions)
+        )
+        self._forgettable = locked(
+            select(s.id)
+            .where(and_(ENDED, s.ended_at <= horizon), ~kept)
+            .order_by(s.ended_at)
+            .limit(bindparam("limit", type_=s.generation.type)),
+            skip=True,
+        )
+        ids = bindparam("ids", type_=s.id.type, expanding=True)
+        self._deletes = (
+            delete(events).where(events.c.session_id.in_(ids)),
+            delete(turns).where(turns.c.session_id.in_(ids)),
+            delete(sandboxes).where(b.session_id.in_(ids)),
+            delete(sessions).where(s.id.in_(ids)),
+        )
+
+    def purge(self, limit: int) -> int:
+        """Delete at most `limit` sessions with all that belongs to them; returns how many."""
+        with self.database.move() as move:
+            ids = [row.id for row in move.all(self._forgettable, {"limit": limit})]
+            if ids:
+                for statement in self._deletes:
+                    move.run(statement, {"ids": ids})
+        return len(ids)

@@ -1,0 +1,81 @@
+"""What idle, too old, in use and live mean, written once in SQL for every statement that asks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, literal, or_, select
+from sqlalchemy.sql.elements import BindParameter
+
+from ..model import SandboxState, SessionStatus
+from ..policy import Policy
+from ..schema import sandboxes, sessions, turns
+from .sql import Earliest, Latest, later
+
+s, b, t = sessions.c, sandboxes.c, turns.c
+
+
+def _constant(value: str) -> BindParameter[str]:
+    # Written into the SQL text: a planner cannot match a parameter with a partial index.
+    return literal(value, literal_execute=True)
+
+
+ACTIVE = s.status == _constant(SessionStatus.ACTIVE.value)
+ENDED = s.status == _constant(SessionStatus.ENDED.value)
+CREATING = b.state == _constant(SandboxState.CREATING.value)
+CLOSING = b.state == _constant(SandboxState.CLOSING.value)
+GONE = b.state == _constant(SandboxState.GONE.value)
+RUNNING = b.state == _constant(SandboxState.RUNNING.value)
+OF_SESSION = and_(b.session_id == s.id, b.generation == s.generation)
+HAS_RUNNING = exists(select(1).where(OF_SESSION, RUNNING).correlate(sessions))
+FRESH = s.turn_count == s.turns_before
+
+
+class Rules:
+    """The rules that need the time. Built once for a database and a policy."""
+
+    def __init__(self, now: ColumnElement[datetime], policy: Policy) -> None:
+        self.now = now
+        self.policy = policy
+        self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
+        kept_until = Latest(
+            later(s.last_activity_at, s.idle_ttl), func.coalesce(s.extended_until, s.opened_at)
+        )
+        self.ends_at = Earliest(kept_until, func.coalesce(self.age_ends, kept_until))
+        self.too_old = and_(s.max_age.is_not(None), self.age_ends <= now)
+        self.usable = and_(ACTIVE, or_(s.max_age.is_(None), self.age_ends > now))
+        self.over = self.ends_at <= now
+        self.noticed_long_enough = later(s.noticed_at, policy.confirm_interval) <= now
+        # The next look is never further away than the idle TTL of the installation, so that a
+        # clock that stepped back shows as a date that nobody can have written.
+        self.next_look = Earliest(self.ends_at, self.in_(policy.idle_ttl))
+        idle_next = self.in_(s.idle_ttl)
+        self.first_look = Earliest(
+            idle_next, self.in_(policy.idle_ttl), func.coalesce(self.age_ends, idle_next)
+        )
+        self.live_turn = and_(
+            t.ended_at.is_(None),
+            t.hard_until > now,
+            t.session_id == s.id,
+            t.generation == s.generation,
+        )
+        self.why_over = case((self.too_old, "max_age"), else_="idle")
+
+    def in_(self, seconds: Any) -> ColumnElement[datetime]:
+        """So many seconds from now."""
+        return later(self.now, seconds)
+
+    def hard_until(self) -> ColumnElement[datetime]:
+        """The ceiling of a turn that begins now: it never outlives the session's max age."""
+        ceiling = self.in_(s.max_turn)
+        return Earliest(ceiling, func.coalesce(self.age_ends, ceiling))
+
+
+def locked(query: Select[Any], *, skip: bool) -> Select[Any]:
+    """
+    Lock the session rows that a query finds. Sweeps and beats skip what another transaction
+    holds: a paused process that died holding a lock must not make live turns miss their beats.
+    SQLite has one writer at a time and needs none of it.
+    """
+    return query.with_for_update(of=sessions, skip_locked=skip)

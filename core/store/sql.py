@@ -1,0 +1,111 @@
+"""Time in SQL, the same on both databases: now, later, earliest, latest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, bindparam
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import FunctionElement
+
+from ..schema import UTCDateTime
+
+# SQLite keeps time as text of one fixed width, so that comparing text compares moments. Its clock
+# has milliseconds; the zeros fill up to the microseconds that SQLAlchemy writes.
+_SQLITE_FORMAT = "'%Y-%m-%d %H:%M:%f000'"
+
+
+class _Moment(FunctionElement[datetime]):
+    type = UTCDateTime()
+
+
+class Now(_Moment):
+    """
+    The moment at which the transaction (PostgreSQL) or statement (SQLite) began, by the database's
+    clock. Not clock_timestamp(): in a WHERE that would turn the due index into a full scan.
+    """
+
+    name = "now_"
+    inherit_cache = True
+
+
+class Later(_Moment):
+    """A moment and a number of seconds."""
+
+    name = "later"
+    inherit_cache = True
+
+
+class Earliest(_Moment):
+    """The smallest of several moments, none of them NULL."""
+
+    name = "earliest"
+    inherit_cache = True
+
+
+class Latest(_Moment):
+    """The greatest of several moments, none of them NULL."""
+
+    name = "latest"
+    inherit_cache = True
+
+
+def later(moment: ColumnElement[datetime], seconds: Any) -> ColumnElement[datetime]:
+    """`moment` plus `seconds`, a number or a column of numbers."""
+    return Later(moment, seconds)
+
+
+def now(clock: Callable[[], datetime] | None) -> ColumnElement[datetime]:
+    """The database's own clock, or one that a test hands in; asked anew at each execution."""
+    if clock is None:
+        return Now()
+    return bindparam("now", callable_=clock, type_=UTCDateTime(), unique=True)
+
+
+def _arguments(element: FunctionElement[Any], compiler: SQLCompiler, **options: Any) -> list[str]:
+    return [compiler.process(clause, **options) for clause in element.clauses]
+
+
+@compiles(Now, "postgresql")
+def _(element: Now, compiler: SQLCompiler, **options: Any) -> str:
+    return "now()"
+
+
+@compiles(Now, "sqlite")
+def _(element: Now, compiler: SQLCompiler, **options: Any) -> str:
+    return f"strftime({_SQLITE_FORMAT}, 'now')"
+
+
+@compiles(Later, "postgresql")
+def _(element: Later, compiler: SQLCompiler, **options: Any) -> str:
+    moment, seconds = _arguments(element, compiler, **options)
+    return f"({moment} + make_interval(secs => {seconds}))"
+
+
+@compiles(Later, "sqlite")
+def _(element: Later, compiler: SQLCompiler, **options: Any) -> str:
+    moment, seconds = _arguments(element, compiler, **options)
+    return f"strftime({_SQLITE_FORMAT}, {moment}, printf('%+.3f seconds', {seconds}))"
+
+
+@compiles(Earliest, "postgresql")
+def _(element: Earliest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"least({', '.join(_arguments(element, compiler, **options))})"
+
+
+@compiles(Earliest, "sqlite")
+def _(element: Earliest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"min({', '.join(_arguments(element, compiler, **options))})"
+
+
+@compiles(Latest, "postgresql")
+def _(element: Latest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"greatest({', '.join(_arguments(element, compiler, **options))})"
+
+
+@compiles(Latest, "sqlite")
+def _(element: Latest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"max({', '.join(_arguments(element, compiler, **options))})"

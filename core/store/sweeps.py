@@ -1,0 +1,226 @@
+"""The sweep's statements: what is due, and the moves that it makes in bounded batches."""
+
+from __future__ import annotations
+
+from sqlalchemy import and_, bindparam, exists, null, or_, select, update
+
+from ..events import Event, EventKind
+from ..model import EndReason, SessionStatus
+from ..schema import installation, sandboxes, sessions
+from .database import Database
+from .endings import Endings
+from .rules import ACTIVE, CLOSING, CREATING, HAS_RUNNING, OF_SESSION, Rules, b, locked, s
+from .sql import Earliest
+
+ACTOR = "sweep"
+
+
+class Sweeps:
+    """
+    Each method is one transaction over at most `limit` rows, most overdue first, and skips what
+    another sweep holds. Its UPDATEs repeat the whole proof in their WHERE.
+    """
+
+    def __init__(self, database: Database, rules: Rules) -> None:
+        self.database = database
+        self._endings = Endings(rules)
+        self._prepare_clamps(rules)
+        self._prepare_sessions(rules)
+        self._prepare_creates(rules)
+        self._prepare_fan_out(rules)
+
+    def pulse(self) -> None:
+        """Say that a sweep ran to its end: what the watchdog reads."""
+        with self.database.move() as move:
+            move.run(self._pulse)
+
+    def clamp(self, limit: int) -> int:
+        """
+        Bring back dates that no healthy clock can have written: the database's clock stepped
+        back. Nothing is ended by this, it is only looked at sooner.
+        """
+        with self.database.move() as move:
+            count = move.run(self._clamp_sessions, {"limit": limit})
+            return count + move.run(self._clamp_sandboxes, {"limit": limit})
+
+    def due_sessions(self, limit: int) -> list[str]:
+        """Ids of active sessions whose date has come, without locking them."""
+        with self.database.look() as look:
+            return [row.id for row in look.all(self._due_sessions, {"limit": limit})]
+
+    def sessions(self, limit: int, *, only: str | None = None) -> tuple[int, int, int, int]:
+        """
+        One batch of due sessions: (looked at, re-armed, noticed, ended). `only` one session, to
+        find the row that makes a batch fail.
+        """
+        with self.database.move() as move:
+            rows = move.all(self._lock_due, {"limit": limit, "only": only})
+            if not rows:
+                return 0, 0, 0, 0
+            ids = {"ids": [row.id for row in rows]}
+            # End before notice, notice before re-arm: no row can take two steps in one sweep.
+            ended = move.all(self._end, ids)
+            self._endings.close(move, ended, ACTOR)
+            noticed = move.all(self._notice, ids)
+            move.record(*(_noticed(row.id, row.generation) for row in noticed))
+            rearmed = move.run(self._rearm, ids)
+            move.run(self._wait_for_create, ids)
+        return len(rows), rearmed, len(noticed), len(ended)
+
+    def postpone(self, session_id: str, error: str) -> None:
+        """Put a row that cannot be moved out of the way of the others, and say so."""
+        with self.database.move() as move:
+            move.run(self._postpone, {"session_id": session_id})
+            move.record(
+                Event(
+                    kind=EventKind.ROW_POISONED,
+                    actor=ACTOR,
+                    session_id=session_id,
+                    detail={"error": error},
+                )
+            )
+
+    def expired_creates(self, limit: int) -> int:
+        """End sessions whose sandbox nobody finished creating in time; returns how many."""
+        with self.database.move() as move:
+            rows = move.all(self._lock_expired, {"limit": limit})
+            if not rows:
+                return 0
+            ended = move.all(self._expire, {"ids": [row.id for row in rows]})
+            self._endings.close(move, ended, ACTOR)
+        return len(ended)
+
+    def to_publish(self, limit: int) -> list[tuple[str, int]]:
+        """
+        Closing sandboxes that are due, most overdue first, each pushed forward by the publish
+        lease. A crash between this commit and the publication costs that lease, nothing else.
+        """
+        with self.database.move() as move:
+            rows = move.all(self._lock_closing, {"limit": limit})
+            if rows:
+                move.run(self._lease, {"keys": [row.key for row in rows]})
+        return [(row.session_id, row.generation) for row in rows]
+
+    # Statements, built once
+
+    def _prepare_clamps(self, rules: Rules) -> None:
+        policy = rules.policy
+        limit = bindparam("limit", type_=s.generation.type)
+        far = (
+            select(s.id)
+            .where(ACTIVE, s.due_at > rules.in_(policy.longest_look + 1.0))
+            .order_by(s.due_at.desc())
+            .limit(limit)
+        )
+        self._clamp_sessions = (
+            update(sessions)
+            .where(s.id.in_(locked(far, skip=True)))
+            .values(
+                due_at=rules.in_(policy.idle_ttl),
+                last_activity_at=Earliest(s.last_activity_at, rules.now),
+            )
+        )
+        sandbox_far = (
+            select(b.key)
+            .where(CLOSING, b.due_at > rules.in_(policy.longest_pause + 1.0))
+            .order_by(b.due_at.desc())
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        self._clamp_sandboxes = (
+            update(sandboxes)
+            .where(b.key.in_(sandbox_far))
+            .values(due_at=rules.now, not_before=rules.now)
+        )
+        self._pulse = update(installation).values(swept_at=rules.now)
+
+    def _prepare_sessions(self, rules: Rules) -> None:
+        limit = bindparam("limit", type_=s.generation.type)
+        only = bindparam("only", type_=s.id.type)
+        due = select(s.id).where(ACTIVE, s.due_at <= rules.now).order_by(s.due_at).limit(limit)
+        self._due_sessions = due
+        self._lock_due = locked(due.where(or_(only.is_(None), s.id == only)), skip=True)
+        these = s.id.in_(bindparam("ids", expanding=True))
+        idle = and_(these, ACTIVE, s.due_at <= rules.now, rules.over, HAS_RUNNING)
+        witnessed = s.noticed_activity_at == s.last_activity_at
+        confirm = rules.policy.confirm_interval
+        self._end = (
+            update(sessions)
+            .where(idle, witnessed, rules.noticed_long_enough)
+            .values(status=SessionStatus.ENDED.value, ended_at=rules.now, end_reason=rules.why_over)
+            .returning(s.id, s.generation, s.end_reason)
+        )
+        self._notice = (
+            update(sessions)
+            .where(idle, or_(s.noticed_activity_at.is_(None), ~witnessed))
+            .values(
+                noticed_at=rules.now,
+                noticed_activity_at=s.last_activity_at,
+                due_at=rules.in_(confirm),
+            )
+            .returning(s.id, s.generation)
+        )
+        self._rearm = (
+            update(sessions)
+            .where(these, ACTIVE, s.due_at <= rules.now, ~rules.over)
+            .values(due_at=rules.next_look, noticed_at=null(), noticed_activity_at=null())
+        )
+        # Its sandbox is not there yet: the create's own deadline decides, in the next step.
+        self._wait_for_create = (
+            update(sessions)
+            .where(these, ACTIVE, s.due_at <= rules.now, ~HAS_RUNNING)
+            .values(due_at=rules.in_(confirm))
+        )
+        self._postpone = (
+            update(sessions)
+            .where(s.id == bindparam("session_id"), ACTIVE)
+            .values(due_at=rules.in_(rules.policy.longest_look))
+        )
+
+    def _prepare_creates(self, rules: Rules) -> None:
+        expired = and_(OF_SESSION, CREATING, b.due_at <= rules.now)
+        self._lock_expired = locked(
+            select(s.id)
+            .join_from(sandboxes, sessions, expired)
+            .where(ACTIVE)
+            .order_by(b.due_at)
+            .limit(bindparam("limit", type_=s.generation.type)),
+            skip=True,
+        )
+        self._expire = (
+            update(sessions)
+            .where(
+                s.id.in_(bindparam("ids", expanding=True)),
+                ACTIVE,
+                exists(select(1).where(expired).correlate(sessions)),
+            )
+            .values(
+                status=SessionStatus.ENDED.value,
+                ended_at=rules.now,
+                end_reason=EndReason.CREATE_EXPIRED.value,
+            )
+            .returning(s.id, s.generation, s.end_reason)
+        )
+
+    def _prepare_fan_out(self, rules: Rules) -> None:
+        self._lock_closing = (
+            select(b.key, b.session_id, b.generation)
+            .where(CLOSING, b.due_at <= rules.now)
+            .order_by(b.due_at)
+            .limit(bindparam("limit", type_=s.generation.type))
+            .with_for_update(skip_locked=True)
+        )
+        self._lease = (
+            update(sandboxes)
+            .where(b.key.in_(bindparam("keys", expanding=True)), CLOSING)
+            .values(due_at=rules.in_(rules.policy.publish_lease))
+        )
+
+
+def _noticed(session_id: str, generation: int) -> Event:
+    return Event(
+        kind=EventKind.SESSION_NOTICED,
+        actor=ACTOR,
+        session_id=session_id,
+        generation=generation,
+    )

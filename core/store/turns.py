@@ -1,0 +1,180 @@
+"""The moves of a turn: begin, beat, end. Each writes last_activity_at, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import String, and_, bindparam, func, insert, literal, or_, select, update
+
+from ..errors import SandkeeperError, SessionEnded, SessionNotReady, TurnExpired
+from ..model import SandboxState, Session, TurnOutcome
+from ..schema import sessions, turns
+from .database import Database
+from .rules import ACTIVE, HAS_RUNNING, Rules, locked, s, t
+from .sessions import Sessions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BegunTurn:
+    """A turn as the store wrote it, and the session as it was at that moment."""
+
+    turn_id: str
+    session: Session
+    started_at: datetime
+    hard_until: datetime
+
+
+class Turns:
+    """One method, one transaction."""
+
+    def __init__(self, database: Database, rules: Rules, session_store: Sessions) -> None:
+        self.database = database
+        self.sessions = session_store
+        self._prepare_begin(rules)
+        self._prepare_beat(rules)
+        self._prepare_end(rules)
+
+    def begin(self, turn_id: str, session_id: str, holder: str) -> BegunTurn:
+        """
+        Count a turn, if the session is active and its sandbox is running. SessionEnded,
+        SessionNotReady or SessionNotFound otherwise.
+        """
+        with self.database.move() as move:
+            # One statement decides. It waits for a sweep that holds the row, and then sees ended.
+            counted = move.one(self._count, {"session_id": session_id})
+            if counted is None:
+                session = self.sessions.seen(move, session_id)
+                if session.sandbox.state is SandboxState.CREATING and session.ended_at is None:
+                    raise SessionNotReady(session_id)
+                raise self.sessions.refusal(session)
+            row = move.connection.execute(
+                self._begin, {"turn_id": turn_id, "of_session": session_id, "holder": holder}
+            ).one()
+            session = self.sessions.seen(move, session_id)
+        return BegunTurn(
+            turn_id=turn_id,
+            session=replace(session, fresh=counted.first),
+            started_at=row.started_at,
+            hard_until=row.hard_until,
+        )
+
+    def beat(self, turn_ids: Sequence[str]) -> dict[str, SandkeeperError]:
+        """
+        Move last_activity_at for all of these turns at once. Returns why for those that may not
+        go on. A row that somebody holds locked is skipped and is not refused: it is neither
+        proof that the turn is lost, nor a reason to hold up the others.
+        """
+        with self.database.move() as move:
+            move.run(self._beat, {"turn_ids": list(turn_ids)})
+            rows = move.all(self._standing, {"turn_ids": list(turn_ids)})
+        standing = {row.id: row for row in rows}
+        refused: dict[str, SandkeeperError] = {}
+        for turn_id in turn_ids:
+            row = standing.get(turn_id)
+            if row is None:
+                refused[turn_id] = TurnExpired("?", turn_id, reason="it is not in the database")
+            elif row.session_over:
+                reason = row.end_reason or row.reset_reason or "ended"
+                refused[turn_id] = SessionEnded(row.session_id, reason=reason)
+            elif row.turn_over:
+                refused[turn_id] = _expired(row.session_id, turn_id, ended=row.turn_ended)
+        return refused
+
+    def end(self, turn_id: str, session_id: str, outcome: TurnOutcome) -> None:
+        """
+        Record the outcome. SessionEnded or TurnExpired when the turn had lost its right before:
+        what it did at last may have been on a sandbox that was being torn down.
+        """
+        of = {"session_id": session_id, "of_turn": turn_id}
+        with self.database.move() as move:
+            alive = move.one(self._last_activity, of)
+            ended = move.one(self._end, {"of_turn": turn_id, "new_outcome": outcome.value})
+            if alive is not None and ended is not None:
+                return
+            session = self.sessions.seen(move, session_id)
+        if ended is not None and session.generation != ended.generation:
+            raise SessionEnded(session_id, reason=session.reset_reason or "ended")
+        if session.ended_at is not None:
+            raise self.sessions.refusal(session)
+        raise _expired(session_id, turn_id, ended=ended is None)
+
+    # Statements, built once
+
+    def _prepare_begin(self, rules: Rules) -> None:
+        this = s.id == bindparam("session_id")
+        self._count = (
+            update(sessions)
+            .where(this, rules.usable, HAS_RUNNING)
+            .values(last_activity_at=rules.now, turn_count=s.turn_count + 1)
+            .returning(s.id, (s.turn_count == s.turns_before + 1).label("first"))
+        )
+        self._begin = (
+            insert(turns)
+            .from_select(
+                ["id", "session_id", "generation", "holder", "started_at", "hard_until"],
+                select(
+                    bindparam("turn_id", type_=String),
+                    s.id,
+                    s.generation,
+                    bindparam("holder", type_=String),
+                    rules.now,
+                    rules.hard_until(),
+                ).where(s.id == bindparam("of_session")),
+            )
+            .returning(t.started_at, t.hard_until)
+        )
+
+    def _prepare_beat(self, rules: Rules) -> None:
+        these = t.id.in_(bindparam("turn_ids", expanding=True))
+        live = locked(
+            select(s.id)
+            .join_from(sessions, turns, rules.live_turn)
+            .where(these, ACTIVE)
+            .order_by(s.id),  # two beaters that lock the same sessions cannot deadlock
+            skip=True,
+        )
+        self._beat = (
+            update(sessions).where(s.id.in_(live), ACTIVE).values(last_activity_at=rules.now)
+        )
+        self._standing = (
+            select(
+                t.id,
+                t.session_id,
+                t.ended_at.is_not(None).label("turn_ended"),
+                or_(t.ended_at.is_not(None), t.hard_until <= rules.now).label("turn_over"),
+                func.coalesce(~and_(ACTIVE, s.generation == t.generation), literal(True)).label(
+                    "session_over"
+                ),
+                s.end_reason,
+                s.reset_reason,
+            )
+            .outerjoin_from(turns, sessions, s.id == t.session_id)
+            .where(these)
+        )
+
+    def _prepare_end(self, rules: Rules) -> None:
+        live = select(t.session_id).where(
+            t.id == bindparam("of_turn"),
+            t.ended_at.is_(None),
+            t.hard_until > rules.now,
+            t.generation == s.generation,
+        )
+        self._last_activity = (
+            update(sessions)
+            .where(s.id == bindparam("session_id"), ACTIVE, s.id.in_(live.correlate(sessions)))
+            .values(last_activity_at=rules.now)
+            .returning(s.id)
+        )
+        self._end = (
+            update(turns)
+            .where(t.id == bindparam("of_turn"), t.ended_at.is_(None))
+            .values(ended_at=rules.now, outcome=bindparam("new_outcome"))
+            .returning(t.id, t.generation)
+        )
+
+
+def _expired(session_id: str, turn_id: str, *, ended: bool) -> TurnExpired:
+    reason = "it was ended" if ended else "it passed its hard ceiling"
+    return TurnExpired(session_id, turn_id, reason=reason)

@@ -1,0 +1,155 @@
+"""The composition root: the one place that turns settings into engines, providers and sinks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
+from sqlalchemy.engine import URL
+
+from . import events, migrations
+from .errors import SettingsError
+from .events import Sink
+from .lifecycle import Keeper
+from .policy import Policy
+from .providers.base import SandboxProvider
+from .providers.registry import load_provider
+from .reaper import Doorbell, Reaper
+from .settings import Settings
+from .store import Store
+
+SQLITE_BUSY = timedelta(seconds=20)
+# A process that is stopped in the middle of a transaction must not hold its locks for ever: the
+# server ends the transaction, and the process finds out when it wakes.
+POSTGRESQL_OPTIONS = (
+    "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s "
+    "-c idle_in_transaction_session_timeout=20s"
+)
+
+
+def make_engine(database_url: str, **options: Any) -> Engine:
+    """
+    An engine for a DATABASE_URL. SettingsError when the URL cannot be understood or names a
+    database that is neither PostgreSQL nor SQLite. Nothing is connected yet.
+    """
+    url = _url(database_url)
+    if url.get_backend_name() == "postgresql":
+        connect = {"options": POSTGRESQL_OPTIONS, "connect_timeout": 10, **url.query}
+        defaults: dict[str, Any] = {
+            "pool_pre_ping": True,
+            "pool_timeout": 20,
+            "pool_size": 10,
+            "max_overflow": 30,
+            "connect_args": {k: v for k, v in connect.items() if k not in url.query},
+        }
+    else:
+        defaults = {"connect_args": {"timeout": SQLITE_BUSY.total_seconds()}}
+    return prepare(create_engine(url, **{**defaults, **options}))
+
+
+def prepare(engine: Engine) -> Engine:
+    """
+    Make an engine of one's own fit: on SQLite, WAL and transactions that take the write lock at
+    once (a transaction that read first and writes later would fail instead of waiting); on
+    PostgreSQL, READ COMMITTED, which the conditional statements are written for.
+    """
+    if engine.dialect.name == "sqlite":
+        if not event.contains(engine, "connect", _sqlite_connected):
+            event.listen(engine, "connect", _sqlite_connected)
+            event.listen(engine, "begin", _sqlite_begins)
+        return engine
+    return engine.execution_options(isolation_level="READ COMMITTED")
+
+
+def _url(database_url: str) -> URL:
+    try:
+        url = make_url(database_url)
+    except exc.ArgumentError as error:
+        raise SettingsError(
+            "SANDKEEPER_DATABASE_URL=(hidden): not a URL; use sqlite:///file.db or "
+            "postgresql://user:password@host/name"
+        ) from error
+    if url.drivername in {"postgresql", "postgres"}:
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in {"postgresql+psycopg", "sqlite", "sqlite+pysqlite"}:
+        raise SettingsError(
+            f"SANDKEEPER_DATABASE_URL={url.render_as_string(hide_password=True)}: "
+            f"{url.drivername} is not supported; use sqlite:///file.db or postgresql://…"
+        )
+    if url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise SettingsError(
+            "SANDKEEPER_DATABASE_URL: an in-memory database cannot be shared by the API, worker "
+            "and beat; use sqlite:///file.db"
+        )
+    return url
+
+
+def _sqlite_connected(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _sqlite_begins(connection: Connection) -> None:
+    reads = connection.get_execution_options().get("sandkeeper_read", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+class System:
+    """
+    Everything that one process of an installation needs, made once. Raises SettingsError,
+    SchemaOutdated or StoreUnavailable, each with what to do, before anything is started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str] | None = None,
+        sinks: Sequence[Sink] = (events.log,),
+    ) -> None:
+        self.settings = settings
+        self.policy = Policy.from_settings(settings)
+        self.provider = load_provider(settings.provider, os.environ if environ is None else environ)
+        self.engine = make_engine(settings.database_url)
+        migrations.require(self.engine)
+        self.store = Store(
+            self.engine,
+            policy=self.policy,
+            installation=settings.installation,
+            sinks=sinks,
+        )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> System:
+        """A system as the environment describes it."""
+        environ = os.environ if environ is None else environ
+        return cls(Settings.from_env(environ), environ=environ)
+
+    @property
+    def providers(self) -> Mapping[str, SandboxProvider]:
+        return {self.provider.name: self.provider}
+
+    def keeper(self, doorbell: Doorbell | None = None) -> Keeper:
+        """What API servers call. `doorbell` rings for teardowns and must not block."""
+        return Keeper(self.store, self.provider, spec=self.settings.spec, doorbell=doorbell)
+
+    def reaper(self, doorbell: Doorbell) -> Reaper:
+        """What tasks call. `doorbell` publishes teardowns, and raises when it cannot."""
+        return Reaper(self.store, self.providers, doorbell=doorbell)
+
+    def after_fork(self) -> None:
+        """
+        Forget the connections of the parent without closing them: a child that used one would
+        read the answers to the parent's statements, and tear down somebody's live session.
+        """
+        self.engine.dispose(close=False)
+
+    def close(self) -> None:
+        self.engine.dispose()
