@@ -41,12 +41,13 @@ class Beater:
         self._beat = beat
         self._tell = tell
         self._actor = actor
-        self._reset()
+        self.forget()
         if hasattr(os, "register_at_fork"):
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _reset(this))
 
-    def _reset(self) -> None:
+    def forget(self) -> None:
+        """Start over without turns and without a thread."""
         self._turns: dict[str, Beating] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -71,7 +72,7 @@ class Beater:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5.0)
-        self._reset()
+        self.forget()
 
     def once(self) -> bool:
         """One round for all open turns; False when the store could not be asked."""
@@ -81,7 +82,7 @@ class Beater:
         for start in range(0, len(ids), BATCH):
             try:
                 refused = self._beat(ids[start : start + BATCH])
-            except Exception as error:  # an outage refuses nothing: the turns go on, and so do we
+            except Exception as error:  # noqa: BLE001 - an outage refuses nothing: turns go on
                 detail = {"turns": len(ids), "error": str(error)}
                 self._tell(Event(kind=EventKind.BEAT_FAILED, actor=self._actor, detail=detail))
                 return False
@@ -102,4 +103,4 @@ class Beater:
 def _reset(this: weakref.ref[Beater]) -> None:
     beater = this()
     if beater is not None:
-        beater._reset()
+        beater.forget()

@@ -42,7 +42,7 @@ _ERRORS = {EventKind.TEARDOWN_QUARANTINED, EventKind.ROW_POISONED}
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One act. `actor` is who did it: api, sweep, worker …, operator …"""
+    """One act. `actor` is who did it: a process that holds turns, the sweep, a worker, a person."""
 
     kind: EventKind
     actor: str
@@ -79,5 +79,5 @@ def emit(sinks: Iterable[Sink], events: Iterable[Event]) -> None:
         for sink in sinks:
             try:
                 sink(event)
-            except Exception:  # the fact stands whether or not somebody could hear it
+            except Exception:  # noqa: BLE001 - the fact stands, heard or not
                 structlog.get_logger("sandkeeper").exception("SinkFailed", kind=event.kind.value)

@@ -1,4 +1,4 @@
-"""What API servers call: open a session, run turns on it, keep it, end it. Never waits for a broker."""
+"""What API servers call: open a session, run turns on it, keep it, end it. No broker in here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Self
 from . import identifiers
 from .beater import Beater
 from .errors import (
+    AuthFailed,
     InvalidArgument,
     InvalidSpec,
     OutcomeUnknown,
@@ -94,14 +95,14 @@ class Keeper:
             scope=self.provider.scope(),
             spec=_spec_fields(self.spec if spec is None else spec),
         )
-        session, intent = self.store.sessions.open(wanted, actor=self.holder)
+        session, intent = self.store.openings.open(wanted, actor=self.holder)
         if intent is None:
             return session
         made = self._create(intent)
         external_id = made.ref.external_id
         if external_id is None:
             raise OutcomeUnknown(f"the provider gave no id for {intent.name}: open() again")
-        return self.store.sessions.record(intent, external_id, actor=self.holder)
+        return self.store.openings.record(intent, external_id, actor=self.holder)
 
     def turn(self, session_id: str, *, holder: str | None = None) -> Turn:
         """
@@ -167,6 +168,7 @@ class Keeper:
         and only teardown destroys.
         """
         deadline = self._monotonic() + 0.9 * self.policy.create_deadline
+        self._check_same_place(intent)
         spec = _spec(intent.spec)
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
@@ -183,6 +185,16 @@ class Keeper:
                     raise
                 self._sleep(pause)
         raise AssertionError("unreachable")
+
+    def _check_same_place(self, intent: Intent) -> None:
+        """A create that another process began is finished where it was begun, or not at all."""
+        ours = (self.provider.name, self.provider.scope())
+        if (intent.provider, intent.scope) != ours:
+            raise AuthFailed(
+                f"session {intent.session_id!r} is being created at {intent.provider} in scope "
+                f"{intent.scope!r}, and this process uses {ours[0]} in {ours[1]!r}: end() it, or "
+                "give both the same provider and credentials"
+            )
 
     def _give_up(self, intent: Intent) -> None:
         """The provider will never make it: end this generation, so that the next can be opened."""

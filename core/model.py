@@ -72,6 +72,8 @@ class Sandbox:
     session_id: str
     generation: int
     provider: str
+    scope: str
+    spec: Mapping[str, object]
     state: SandboxState
     external_id: str | None
     created_at: datetime
@@ -132,6 +134,7 @@ class Intent:
     name: str
     labels: Mapping[str, str]
     provider: str
+    scope: str
     spec: Mapping[str, object] = field(default_factory=dict)
 
 

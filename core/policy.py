@@ -1,4 +1,4 @@
-"""What decides when: the limits of a session, the rhythm of the system, and how both are checked."""
+"""What decides when: the limits of a session and the rhythm of the system, both checked."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Policy:
 
 
 def duration(name: str, value: timedelta | float) -> float:
-    """Seconds from a timedelta or a number of seconds; InvalidArgument unless it is a sane limit."""
+    """Seconds from a timedelta or a number; InvalidArgument unless it is a sane limit."""
     try:
         seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
     except (TypeError, ValueError) as error:

@@ -133,7 +133,7 @@ class Reaper:
         while batch := self.store.sweeps.to_publish(self.policy.batch):
             try:
                 self.doorbell(batch)
-            except Exception as error:  # the rows are due again after the lease, whatever it was
+            except Exception as error:  # noqa: BLE001 - the rows are due again after the lease
                 self.store.database.tell(
                     Event(
                         kind=EventKind.FAN_OUT_FAILED,
@@ -170,7 +170,7 @@ class Reaper:
             present = self._destroy(claim, deadline)
         except ProviderError as error:
             return self._failed(claim, worker, error)
-        except Exception as error:  # a provider's bug is not the end of its teardown
+        except Exception as error:  # noqa: BLE001 - a provider's bug does not end its teardown
             return self._failed(claim, worker, Unavailable(_words(error)))
         if present is not None:
             said = Unavailable(f"destroy was accepted, and the provider still says {present}")

@@ -128,7 +128,7 @@ class Settings(BaseModel):
     queue_prefix: str = Field(
         "sandkeeper",
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
-        description="The first part of the queues' names, so that installations can share a broker.",
+        description="The first part of the queues' names: installations can share a broker.",
     )
     log_format: str = Field(
         "console", pattern="^(console|json)$", description="`console` for people, `json` for logs."

@@ -56,7 +56,7 @@ class Lost:
         for callback in callbacks:
             try:
                 callback(error)
-            except Exception:  # one holder's bug must not stop the other turns' heartbeats
+            except Exception:  # noqa: BLE001 - one holder's bug must not stop the other turns
                 structlog.get_logger("sandkeeper").exception("LostCallbackFailed")
         return True
 

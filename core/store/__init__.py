@@ -14,9 +14,10 @@ from ..policy import Policy
 from ..schema import installation as installation_table
 from .database import Database
 from .history import History
+from .openings import Openings, Wanted
 from .retention import Retention
 from .rules import Rules
-from .sessions import Sessions, Wanted
+from .sessions import Sessions
 from .sweeps import Sweeps
 from .teardowns import Quarantined, Teardowns
 from .turns import BegunTurn, Turns
@@ -44,6 +45,7 @@ class Store:
         self.installation = _installation(self.database, installation)
         rules = Rules(self.database.now, self.policy)
         self.sessions = Sessions(self.database, rules, self.installation)
+        self.openings = Openings(self.database, rules, self.sessions)
         self.turns = Turns(self.database, rules, self.sessions)
         self.sweeps = Sweeps(self.database, rules)
         self.teardowns = Teardowns(self.database, rules, self.installation)

@@ -1,55 +1,26 @@
-"""The moves of a session that its callers make: open, record, touch, extend, end, and a look."""
+"""The moves of a session that its callers make once it is open: touch, extend, end; and a look."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, insert, null, select, update
+from sqlalchemy import Row, bindparam, func, null, select, update
 
-from ..errors import InvalidArgument, SessionEnded, SessionNotFound
+from ..errors import SessionEnded, SessionNotFound
 from ..events import Event, EventKind
 from ..model import (
     EndReason,
-    Intent,
     Sandbox,
     SandboxState,
     Session,
     SessionStatus,
-    new_key,
-    sandbox_labels,
     sandbox_name,
 )
 from ..schema import sandboxes, sessions
 from .database import Database, Move
 from .endings import Endings
-from .rules import ACTIVE, ENDED, FRESH, OF_SESSION, Rules, b, locked, s
+from .rules import ACTIVE, FRESH, OF_SESSION, Rules, b, s
 from .sql import Earliest, Latest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What open() asks for; limits in seconds, already checked."""
-
-    session_id: str
-    tenant: str
-    idle_ttl: float
-    max_age: float | None
-    max_turn: float
-    metadata: Mapping[str, object]
-    provider: str
-    scope: str
-    spec: Mapping[str, object]
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        return {
-            "idle_ttl": self.idle_ttl,
-            "max_age": self.max_age,
-            "max_turn": self.max_turn,
-            "metadata": dict(self.metadata),
-        }
 
 
 class Sessions:
@@ -65,6 +36,7 @@ class Sessions:
                 FRESH.label("fresh"),
                 b.key,
                 b.provider,
+                b.scope,
                 b.spec,
                 b.state,
                 b.external_id,
@@ -73,8 +45,6 @@ class Sessions:
             .join_from(sessions, sandboxes, OF_SESSION)
             .where(self._this)
         )
-        self._prepare_open(rules)
-        self._prepare_record(rules)
         self._prepare_changes(rules)
 
     # Looking
@@ -91,132 +61,18 @@ class Sessions:
             raise SessionNotFound(session_id)
         return self._session(row)
 
-    # Opening
-
-    def open(self, wanted: Wanted, *, actor: str) -> tuple[Session, Intent | None]:
-        """
-        The session, new, as it is, or reopened with the next generation. An Intent comes with it
-        while its sandbox is being created: by this caller, by another one, or by one that died.
-        """
-        with self.database.move() as move:
-            inserted = move.one(
-                self._insert, {"id": wanted.session_id, "tenant": wanted.tenant, **wanted.limits}
-            )
-            if inserted is None:
-                self._join(move, wanted, actor)
-            else:
-                self._intend(move, wanted, 1)
-                move.record(_event(EventKind.SESSION_OPENED, wanted.session_id, 1, actor))
-            return self._opened(move, wanted.session_id)
-
-    def _join(self, move: Move, wanted: Wanted, actor: str) -> None:
-        """Another caller's session: keep it going, or open its next generation."""
-        row = move.one(self._lock, {"session_id": wanted.session_id})
-        if row is None:  # purged between the insert and the lock
-            raise SessionNotFound(wanted.session_id)
-        if row.tenant != wanted.tenant:
-            raise InvalidArgument(
-                f"session {wanted.session_id!r} belongs to another tenant: use another id"
-            )
-        if row.status == SessionStatus.ACTIVE and row.too_old:
-            # No turn can be live here: the ceiling of each was this very date.
-            self.end_in(move, wanted.session_id, EndReason.MAX_AGE.value, actor)
-        elif row.status == SessionStatus.ACTIVE:
-            move.run(self._touch, {"session_id": wanted.session_id})
-            return
-        self._begin_generation(move, wanted, actor)
-
-    def _begin_generation(self, move: Move, wanted: Wanted, actor: str) -> None:
-        new = {f"new_{name}": value for name, value in wanted.limits.items()}
-        row = move.one(self._reopen, {"session_id": wanted.session_id, **new})
-        if row is None:
-            raise SessionNotFound(wanted.session_id)
-        self._intend(move, wanted, row.generation)
-        move.record(
-            _event(
-                EventKind.SESSION_REOPENED,
-                wanted.session_id,
-                row.generation,
-                actor,
-                reset_reason=row.reset_reason,
-            )
-        )
-
-    def _intend(self, move: Move, wanted: Wanted, generation: int) -> None:
-        move.run(
-            self._insert_sandbox,
-            {
-                "key": new_key(),
-                "session_id": wanted.session_id,
-                "generation": generation,
-                "provider": wanted.provider,
-                "scope": wanted.scope,
-                "spec": dict(wanted.spec),
-            },
-        )
-
-    def _opened(self, move: Move, session_id: str) -> tuple[Session, Intent | None]:
-        row = move.one(self._view, {"session_id": session_id})
-        if row is None:
-            raise SessionNotFound(session_id)
-        session = self._session(row)
-        sandbox = session.sandbox
-        if sandbox.state is not SandboxState.CREATING:
-            return session, None
-        intent = Intent(
-            session_id=session.id,
-            generation=session.generation,
-            key=sandbox.key,
-            name=sandbox.name,
-            provider=sandbox.provider,
-            spec=row.spec,
-            labels=sandbox_labels(
-                self.installation,
-                sandbox.key,
-                session.id,
-                session.generation,
-                sandbox.created_at,
-            ),
-        )
-        return session, intent
-
-    # Recording what the provider made
-
-    def record(self, intent: Intent, external_id: str, *, actor: str) -> Session:
-        """
-        creating → running, with the provider's id. SessionEnded when somebody decided meanwhile
-        to close it; the caller then destroys nothing, teardown will.
-        """
-        key = {"of_key": intent.key, "new_external_id": external_id}
-        of = {"session_id": intent.session_id, "of_generation": intent.generation}
-        with self.database.move() as move:
-            move.run(self._recorded_session, of)
-            if move.one(self._recorded, key) is not None:
-                move.record(
-                    _event(
-                        EventKind.SANDBOX_RUNNING,
-                        intent.session_id,
-                        intent.generation,
-                        actor,
-                        external_id=external_id,
-                    )
-                )
-            session = self.seen(move, intent.session_id)
-        if session.generation != intent.generation or session.status is SessionStatus.ENDED:
-            reason = session.end_reason or session.reset_reason or "ended"
-            raise SessionEnded(intent.session_id, reason=reason)
-        # Should two creates of one name ever answer with two ids, the row's is the sandbox; the
-        # other carries our labels and a key whose row names another id: an orphan.
-        return session
-
     # Changes
 
     def touch(self, session_id: str) -> None:
         """Move last_activity_at to now. SessionEnded or SessionNotFound when it may not."""
         with self.database.single() as move:
-            touched = move.one(self._touch, {"session_id": session_id})
-        if touched is None:
+            touched = self.touch_in(move, session_id)
+        if not touched:
             raise self.refusal(self.get(session_id))
+
+    def touch_in(self, move: Move, session_id: str) -> bool:
+        """The same, inside somebody's transaction; False when it may not."""
+        return move.one(self._touch, {"session_id": session_id}) is not None
 
     def extend(self, session_id: str, seconds: float, *, actor: str) -> Session:
         """Keep it for so long from now, at most until its max age."""
@@ -226,7 +82,7 @@ class Sessions:
             if row is None:
                 raise self.refusal(session)
             move.record(
-                _event(
+                session_event(
                     EventKind.SESSION_EXTENDED,
                     session_id,
                     row.generation,
@@ -260,73 +116,6 @@ class Sessions:
         return SessionEnded(session.id, reason=reason)
 
     # Statements, built once
-
-    def _prepare_open(self, rules: Rules) -> None:
-        began = {
-            "status": SessionStatus.ACTIVE.value,
-            "opened_at": rules.now,
-            "last_activity_at": rules.now,
-            "due_at": rules.in_(rules.policy.create_deadline),
-        }
-        self._insert = (
-            self.database.insert(sessions)
-            .values(generation=1, turn_count=0, turns_before=0, created_at=rules.now, **began)
-            .on_conflict_do_nothing(index_elements=["id"])
-            .returning(s.id)
-        )
-        self._lock = locked(
-            select(s.status, s.tenant, rules.too_old.label("too_old")).where(self._this),
-            skip=False,
-        )
-        forgotten = (
-            "ended_at",
-            "end_reason",
-            "extended_until",
-            "noticed_at",
-            "noticed_activity_at",
-        )
-        limits = ("idle_ttl", "max_age", "max_turn", "metadata")
-        self._reopen = (
-            update(sessions)
-            .where(self._this, ENDED)
-            .values(
-                generation=s.generation + 1,
-                turns_before=s.turn_count,
-                reset_reason=s.end_reason,
-                **began,
-                **dict.fromkeys(forgotten, null()),
-                **{name: bindparam(f"new_{name}", type_=s[name].type) for name in limits},
-            )
-            .returning(s.generation, s.reset_reason)
-        )
-        # The row goes first: a crash between this and the provider's answer leaves a row that
-        # names what may exist, with a deadline; never a sandbox that no row explains.
-        self._insert_sandbox = insert(sandboxes).values(
-            state=SandboxState.CREATING.value,
-            due_at=rules.in_(rules.policy.create_deadline),
-            created_at=rules.now,
-            attempts=0,
-            claim_token=0,
-        )
-
-    def _prepare_record(self, rules: Rules) -> None:
-        # The session's row first, as everywhere: the sweep locks in the same order.
-        self._recorded_session = (
-            update(sessions)
-            .where(self._this, s.generation == bindparam("of_generation"), rules.usable)
-            .values(last_activity_at=rules.now, due_at=rules.first_look)
-        )
-        self._recorded = (
-            update(sandboxes)
-            .where(b.key == bindparam("of_key"), b.state == SandboxState.CREATING.value)
-            .values(
-                state=SandboxState.RUNNING.value,
-                external_id=bindparam("new_external_id"),
-                running_at=rules.now,
-                due_at=null(),
-            )
-            .returning(b.key)
-        )
 
     def _prepare_changes(self, rules: Rules) -> None:
         self._touch = (
@@ -369,6 +158,8 @@ class Sessions:
             session_id=row.id,
             generation=row.generation,
             provider=row.provider,
+            scope=row.scope,
+            spec=row.spec,
             state=SandboxState(row.state),
             external_id=row.external_id,
             created_at=row.sandbox_created_at,
@@ -377,9 +168,10 @@ class Sessions:
         return Session(status=SessionStatus(row.status), sandbox=sandbox, **fields)
 
 
-def _event(
+def session_event(
     kind: EventKind, session_id: str, generation: int, actor: str, **detail: object
 ) -> Event:
+    """An event about one generation of one session."""
     return Event(
         kind=kind, actor=actor, session_id=session_id, generation=generation, detail=detail
     )

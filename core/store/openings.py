@@ -1,0 +1,233 @@
+"""Opening a session: the intent that is written first, and the record of what the provider made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import bindparam, insert, null, select, update
+
+from ..errors import InvalidArgument, SessionEnded, SessionNotFound
+from ..events import EventKind
+from ..model import EndReason, Intent, SandboxState, Session, SessionStatus, new_key, sandbox_labels
+from ..schema import sandboxes, sessions
+from .database import Database, Move
+from .rules import ENDED, Rules, b, locked, s
+from .sessions import Sessions, session_event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What open() asks for; limits in seconds, already checked."""
+
+    session_id: str
+    tenant: str
+    idle_ttl: float
+    max_age: float | None
+    max_turn: float
+    metadata: Mapping[str, object]
+    provider: str
+    scope: str
+    spec: Mapping[str, object]
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        return {
+            "idle_ttl": self.idle_ttl,
+            "max_age": self.max_age,
+            "max_turn": self.max_turn,
+            "metadata": dict(self.metadata),
+        }
+
+
+class Openings:
+    """One method, one transaction, and the provider is called between two of them."""
+
+    def __init__(self, database: Database, rules: Rules, session_store: Sessions) -> None:
+        self.database = database
+        self.sessions = session_store
+        self._this = s.id == bindparam("session_id")
+        self._prepare_open(rules)
+        self._prepare_record(rules)
+
+    def open(self, wanted: Wanted, *, actor: str) -> tuple[Session, Intent | None]:
+        """
+        The session, new, as it is, or reopened with the next generation. An Intent comes with it
+        while its sandbox is being created: by this caller, by another one, or by one that died.
+        """
+        with self.database.move() as move:
+            inserted = move.one(
+                self._insert, {"id": wanted.session_id, "tenant": wanted.tenant, **wanted.limits}
+            )
+            if inserted is None:
+                self._join(move, wanted, actor)
+            else:
+                self._intend(move, wanted, 1)
+                move.record(session_event(EventKind.SESSION_OPENED, wanted.session_id, 1, actor))
+            return self._opened(move, wanted.session_id)
+
+    def _join(self, move: Move, wanted: Wanted, actor: str) -> None:
+        """Another caller's session: keep it going, or open its next generation."""
+        row = move.one(self._lock, {"session_id": wanted.session_id})
+        if row is None:  # purged between the insert and the lock
+            raise SessionNotFound(wanted.session_id)
+        if row.tenant != wanted.tenant:
+            raise InvalidArgument(
+                f"session {wanted.session_id!r} belongs to another tenant: use another id"
+            )
+        if row.status == SessionStatus.ACTIVE and row.too_old:
+            # No turn can be live here: the ceiling of each was this very date.
+            self.sessions.end_in(move, wanted.session_id, EndReason.MAX_AGE.value, actor)
+        elif row.status == SessionStatus.ACTIVE:
+            self.sessions.touch_in(move, wanted.session_id)
+            return
+        self._begin_generation(move, wanted, actor)
+
+    def _begin_generation(self, move: Move, wanted: Wanted, actor: str) -> None:
+        new = {f"new_{name}": value for name, value in wanted.limits.items()}
+        row = move.one(self._reopen, {"session_id": wanted.session_id, **new})
+        if row is None:
+            raise SessionNotFound(wanted.session_id)
+        self._intend(move, wanted, row.generation)
+        move.record(
+            session_event(
+                EventKind.SESSION_REOPENED,
+                wanted.session_id,
+                row.generation,
+                actor,
+                reset_reason=row.reset_reason,
+            )
+        )
+
+    def _intend(self, move: Move, wanted: Wanted, generation: int) -> None:
+        move.run(
+            self._insert_sandbox,
+            {
+                "key": new_key(),
+                "session_id": wanted.session_id,
+                "generation": generation,
+                "provider": wanted.provider,
+                "scope": wanted.scope,
+                "spec": dict(wanted.spec),
+            },
+        )
+
+    def _opened(self, move: Move, session_id: str) -> tuple[Session, Intent | None]:
+        session = self.sessions.seen(move, session_id)
+        sandbox = session.sandbox
+        if sandbox.state is not SandboxState.CREATING:
+            return session, None
+        intent = Intent(
+            session_id=session.id,
+            generation=session.generation,
+            key=sandbox.key,
+            name=sandbox.name,
+            provider=sandbox.provider,
+            scope=sandbox.scope,
+            spec=sandbox.spec,
+            labels=sandbox_labels(
+                self.sessions.installation,
+                sandbox.key,
+                session.id,
+                session.generation,
+                sandbox.created_at,
+            ),
+        )
+        return session, intent
+
+    def record(self, intent: Intent, external_id: str, *, actor: str) -> Session:
+        """
+        creating → running, with the provider's id. SessionEnded when somebody decided meanwhile
+        to close it; the caller then destroys nothing, teardown will.
+        """
+        key = {"of_key": intent.key, "new_external_id": external_id}
+        of = {"session_id": intent.session_id, "of_generation": intent.generation}
+        with self.database.move() as move:
+            move.run(self._recorded_session, of)
+            if move.one(self._recorded, key) is not None:
+                move.record(
+                    session_event(
+                        EventKind.SANDBOX_RUNNING,
+                        intent.session_id,
+                        intent.generation,
+                        actor,
+                        external_id=external_id,
+                    )
+                )
+            session = self.sessions.seen(move, intent.session_id)
+        if session.generation != intent.generation or session.status is SessionStatus.ENDED:
+            reason = session.end_reason or session.reset_reason or "ended"
+            raise SessionEnded(intent.session_id, reason=reason)
+        # Should two creates of one name ever answer with two ids, the row's is the sandbox; the
+        # other carries our labels and a key whose row names another id: an orphan.
+        return session
+
+    # Statements, built once
+
+    def _prepare_open(self, rules: Rules) -> None:
+        began = {
+            "status": SessionStatus.ACTIVE.value,
+            "opened_at": rules.now,
+            "last_activity_at": rules.now,
+            "due_at": rules.in_(rules.policy.create_deadline),
+        }
+        self._insert = (
+            self.database.insert(sessions)
+            .values(generation=1, turn_count=0, turns_before=0, created_at=rules.now, **began)
+            .on_conflict_do_nothing(index_elements=["id"])
+            .returning(s.id)
+        )
+        self._lock = locked(
+            select(s.status, s.tenant, rules.too_old.label("too_old")).where(self._this),
+            skip=False,
+        )
+        forgotten = (
+            "ended_at",
+            "end_reason",
+            "extended_until",
+            "noticed_at",
+            "noticed_activity_at",
+        )
+        limits = ("idle_ttl", "max_age", "max_turn", "metadata")
+        self._reopen = (
+            update(sessions)
+            .where(self._this, ENDED)
+            .values(
+                generation=s.generation + 1,
+                turns_before=s.turn_count,
+                reset_reason=s.end_reason,
+                **began,
+                **dict.fromkeys(forgotten, null()),
+                **{name: bindparam(f"new_{name}", type_=s[name].type) for name in limits},
+            )
+            .returning(s.generation, s.reset_reason)
+        )
+        # The row goes first: a crash between this and the provider's answer leaves a row that
+        # names what may exist, with a deadline; never a sandbox that no row explains.
+        self._insert_sandbox = insert(sandboxes).values(
+            state=SandboxState.CREATING.value,
+            due_at=rules.in_(rules.policy.create_deadline),
+            created_at=rules.now,
+            attempts=0,
+            claim_token=0,
+        )
+
+    def _prepare_record(self, rules: Rules) -> None:
+        # The session's row first, as everywhere: the sweep locks in the same order.
+        self._recorded_session = (
+            update(sessions)
+            .where(self._this, s.generation == bindparam("of_generation"), rules.usable)
+            .values(last_activity_at=rules.now, due_at=rules.first_look)
+        )
+        self._recorded = (
+            update(sandboxes)
+            .where(b.key == bindparam("of_key"), b.state == SandboxState.CREATING.value)
+            .values(
+                state=SandboxState.RUNNING.value,
+                external_id=bindparam("new_external_id"),
+                running_at=rules.now,
+                due_at=null(),
+            )
+            .returning(b.key)
+        )
