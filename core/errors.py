@@ -25,12 +25,19 @@ Every error that Sandkeeper raises, in one tree. Nothing here decides: retry is 
 
 from __future__ import annotations
 
+import copyreg
+
 
 class SandkeeperError(Exception):
     """Something in Sandkeeper went wrong."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (self.__doc__ or "").strip())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Pickled whole, between the processes of a pool too: most classes below are not made from
+        # their message, so calling them with it would fail or say it twice.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class SettingsError(SandkeeperError):

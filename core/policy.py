@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from .errors import InvalidArgument
-from .settings import Settings
-
-LONGEST = 315_576_000.0  # ten years in seconds; the tables' CHECKs repeat it
+from .settings import LONGEST, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-from .policy import LONGEST
+from .settings import LONGEST
 
 
 class UTCDateTime(TypeDecorator[datetime]):

@@ -7,13 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import SettingsError
 
 PREFIX = "SANDKEEPER_"
 PROVIDER_PREFIXES = ("SANDKEEPER_LOCAL_",)  # a provider reads and checks its own
 SECRETS = ("DATABASE_URL", "BROKER_URL")  # may also come from a file: NAME_FILE
+HIDDEN = (*SECRETS, "SPEC")  # a sandbox's environment has keys and passwords too
+LONGEST = 315_576_000.0  # ten years in seconds; the tables' CHECKs repeat it
 
 
 def _explicit_none(value: object) -> object:
@@ -24,7 +34,8 @@ def _json_object(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST, allow_inf_nan=False)]
 OptionalSeconds = Annotated[Seconds | None, BeforeValidator(_explicit_none)]
 
 
@@ -34,25 +45,28 @@ class Settings(BaseModel):
     a default of their own are derived from the others when they are not set.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    database_url: str = Field(
+    database_url: Text = Field(
         "sqlite:///sandkeeper.db",
+        repr=False,
         description="Where sessions live: a SQLAlchemy URL, `sqlite:///…` or `postgresql://…`. "
         "SQLite is for one host and a few processes.",
     )
-    broker_url: str = Field(
+    broker_url: Text = Field(
         "sandkeeper+filesystem:///.sandkeeper/broker",
+        repr=False,
         description="The Celery broker: `amqp://…`, `redis://…`, or a folder shared by the "
         "processes of one host. It may lose everything: rows are the truth, messages a doorbell.",
     )
-    provider: str = Field(
+    provider: Text = Field(
         "local",
         description="Who runs sandboxes: a name from the entry points `sandkeeper.providers`, or "
         "`module:Class`.",
     )
     spec: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
         default_factory=dict,
+        repr=False,
         description="What a sandbox runs when open() is not told: a JSON object with `image`, "
         "`command`, `env` and `options`. Each provider has a default of its own.",
     )
@@ -206,9 +220,14 @@ def _read(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _file(variable: str, path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        content = Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise SettingsError(f"{variable}={path}: cannot read it ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{variable}={path}: cannot read it (it is not UTF-8)") from error
+    if not content:
+        raise SettingsError(f"{variable}={path}: the file is empty")
+    return content
 
 
 def _number(value: object, default: float) -> float:
@@ -227,7 +246,7 @@ def _explained(error: ValidationError, given: Mapping[str, str]) -> str:
             if str(problem["loc"][0]).upper() not in given:
                 continue  # derived from a value that is complained of already
             name = f"{PREFIX}{str(problem['loc'][0]).upper()}"
-            shown = "(hidden)" if name.removeprefix(PREFIX) in SECRETS else repr(problem["input"])
+            shown = "(hidden)" if name.removeprefix(PREFIX) in HIDDEN else repr(problem["input"])
             lines.append(f"{name}={shown}: {message}")
         else:
             lines.append(PREFIX + message)

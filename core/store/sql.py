@@ -33,7 +33,7 @@ class Now(_Moment):
 
 
 class Later(_Moment):
-    """A moment and a number of seconds."""
+    """A moment and a number of seconds; NULL when either is."""
 
     name = "later"
     inherit_cache = True
@@ -88,7 +88,8 @@ def _(element: Later, compiler: SQLCompiler, **options: Any) -> str:
 @compiles(Later, "sqlite")
 def _(element: Later, compiler: SQLCompiler, **options: Any) -> str:
     moment, seconds = _arguments(element, compiler, **options)
-    return f"strftime({_SQLITE_FORMAT}, {moment}, printf('%+.3f seconds', {seconds}))"
+    # Concatenated, so that no seconds make no moment; printf would read NULL as zero.
+    return f"strftime({_SQLITE_FORMAT}, {moment}, round({seconds}, 3) || ' seconds')"
 
 
 @compiles(Earliest, "postgresql")

@@ -1,0 +1,72 @@
+"""Values of the domain with everything filled in: a test says only what it is about."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from core.model import Claim, Intent, new_key, sandbox_labels, sandbox_name
+from core.policy import Policy
+from core.settings import Settings
+from tests.fakes import FrozenClock
+
+INSTALLATION = "testtest"
+
+_numbers = itertools.count(1)
+
+
+def session_id(prefix: str = "conv") -> str:
+    """An id that no other test of this run has."""
+    return f"{prefix}-{next(_numbers)}"
+
+
+def settings(**overrides: object) -> Settings:
+    """Settings with their defaults. Names are those of the fields."""
+    return Settings.model_validate(overrides)
+
+
+def policy(**overrides: Any) -> Policy:
+    """The default policy. Durations are seconds; with a frozen clock they cost nothing."""
+    return Policy(**overrides)
+
+
+def labels(**overrides: str) -> dict[str, str]:
+    """The labels of one of our sandboxes; overrides are named without `sandkeeper_`."""
+    ours = sandbox_labels(INSTALLATION, new_key(), session_id(), 1, FrozenClock().now)
+    named = {f"sandkeeper-{name.replace('_', '-')}": value for name, value in overrides.items()}
+    return {**ours, **named}
+
+
+def intent(**overrides: Any) -> Intent:
+    """A sandbox row as a create sees it."""
+    key = overrides.get("key", new_key())
+    of = overrides.get("session_id", session_id())
+    generation = overrides.get("generation", 1)
+    given: Mapping[str, Any] = {
+        "session_id": of,
+        "generation": generation,
+        "key": key,
+        "name": sandbox_name(INSTALLATION, key),
+        "labels": sandbox_labels(INSTALLATION, key, of, generation, FrozenClock().now),
+        "provider": "fake",
+        "scope": "test-account",
+    }
+    return Intent(**{**given, **overrides})
+
+
+def claim(**overrides: Any) -> Claim:
+    """A worker's right to tear one sandbox down, as a teardown sees it."""
+    key = overrides.get("key", new_key())
+    given: Mapping[str, Any] = {
+        "key": key,
+        "token": 1,
+        "name": sandbox_name(INSTALLATION, key),
+        "session_id": session_id(),
+        "generation": 1,
+        "provider": "fake",
+        "scope": "test-account",
+        "external_id": None,
+        "attempts": 0,
+    }
+    return Claim(**{**given, **overrides})
