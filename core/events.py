@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import structlog
+from structlog.typing import EventDict, Processor
+
+logger = logging.getLogger("sandkeeper")
 
 
 class EventKind(StrEnum):
@@ -54,23 +58,59 @@ class Event:
 Sink = Callable[[Event], None]
 
 
-def log(event: Event) -> None:
-    """The sink that writes the log: WARNING when we retry, ERROR when a human is needed."""
-    logger = structlog.get_logger("sandkeeper")
-    write = (
-        logger.error
-        if event.kind in _ERRORS
-        else logger.warning
-        if event.kind in _WARNINGS
-        else logger.info
-    )
-    write(
-        event.kind.value.title().replace("_", ""),
-        session_id=event.session_id,
-        generation=event.generation,
-        actor=event.actor,
-        **event.detail,
-    )
+class Log:
+    """
+    The sink that writes to the standard library's logger `sandkeeper`, where the program that we
+    run in decides what becomes of it: WARNING when we retry, ERROR when a human is needed. A line
+    is `SandboxGone session_id='conv-42' …`, or a JSON object with the same fields.
+    """
+
+    def __init__(self, style: str = "console") -> None:
+        self._logger = structlog.wrap_logger(
+            logging.getLogger("sandkeeper"),
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                _without_blanks,
+                *_STYLES[style],
+            ],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+
+    def __call__(self, event: Event) -> None:
+        level = (
+            logging.ERROR
+            if event.kind in _ERRORS
+            else logging.WARNING
+            if event.kind in _WARNINGS
+            else logging.INFO
+        )
+        self._logger.log(
+            level,
+            event.kind.value.title().replace("_", ""),
+            session_id=event.session_id,
+            generation=event.generation,
+            actor=event.actor,
+            **event.detail,
+        )
+
+
+def _without_blanks(_logger: object, _name: str, fields: EventDict) -> EventDict:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _line(_logger: object, _name: str, fields: EventDict) -> str:
+    sentence = str(fields.pop("event"))
+    return " ".join([sentence, *(f"{name}={value!r}" for name, value in fields.items())])
+
+
+_STYLES: Mapping[str, list[Processor]] = {
+    "console": [_line],
+    "json": [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.JSONRenderer(default=str),
+    ],
+}
 
 
 def emit(sinks: Iterable[Sink], events: Iterable[Event]) -> None:
@@ -79,5 +119,5 @@ def emit(sinks: Iterable[Sink], events: Iterable[Event]) -> None:
         for sink in sinks:
             try:
                 sink(event)
-            except Exception:  # noqa: BLE001 - the fact stands, heard or not
-                structlog.get_logger("sandkeeper").exception("SinkFailed", kind=event.kind.value)
+            except Exception:
+                logger.exception("SinkFailed kind=%s", event.kind.value)

@@ -7,9 +7,8 @@ from typing import Self
 
 from sqlalchemy import Engine
 
-from . import events
 from .aio import AsyncKeeper
-from .events import Sink
+from .events import Log, Sink
 from .lifecycle import Keeper
 from .policy import Policy
 from .providers.base import SandboxProvider
@@ -29,7 +28,7 @@ class Lifecycle(Keeper):
         policy: Policy | None = None,
         spec: Mapping[str, object] | None = None,
         doorbell: Doorbell | None = None,
-        sinks: Sequence[Sink] = (events.log,),
+        sinks: Sequence[Sink] = (Log(),),
     ) -> None:
         """Bring your own engine: the tables must be there (`sandkeeper db upgrade`)."""
         store = Store(prepare(engine), policy=policy, sinks=sinks)

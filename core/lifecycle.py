@@ -21,6 +21,7 @@ from .errors import (
     ProviderError,
     QuotaExceeded,
 )
+from .events import Event, EventKind
 from .model import EndReason, Intent, Session, check_reason, check_session_id, check_tenant
 from .policy import duration
 from .providers.base import SandboxInfo, SandboxProvider, Spec
@@ -29,7 +30,7 @@ from .turn import Turn
 
 CREATE_ATTEMPTS = 3
 DEFAULT_TENANT = "default"
-LONGEST_METADATA = 16_384
+LONGEST_JSON = 16_384
 
 
 class Keeper:
@@ -140,8 +141,7 @@ class Keeper:
         session = self.store.sessions.end(
             check_session_id(session_id), check_reason(reason), actor=self.holder
         )
-        if self.doorbell is not None:
-            self.doorbell([(session.id, session.generation)])
+        self._ring(session)
         return session
 
     def get(self, session_id: str) -> Session:
@@ -157,6 +157,23 @@ class Keeper:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _ring(self, session: Session) -> None:
+        """Best effort: the end is committed, and the next sweep covers what was not heard."""
+        if self.doorbell is None:
+            return
+        try:
+            self.doorbell([(session.id, session.generation)])
+        except Exception as error:  # noqa: BLE001 - the caller's end stands, whatever broke
+            self.store.database.tell(
+                Event(
+                    kind=EventKind.FAN_OUT_FAILED,
+                    actor=self.holder,
+                    session_id=session.id,
+                    generation=session.generation,
+                    detail={"error": str(error)},
+                )
+            )
 
     def _limit(self, name: str, value: timedelta | float | None, default: float) -> float:
         return default if value is None else duration(name, value)
@@ -207,22 +224,31 @@ class Keeper:
 
 
 def _metadata(metadata: Mapping[str, object] | None) -> Mapping[str, object]:
-    found = dict(metadata or {})
     try:
-        text = json.dumps(found, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"metadata: not JSON ({error})") from error
-    if len(text) > LONGEST_METADATA:
-        raise InvalidArgument(
-            f"metadata: {len(text)} characters of JSON; keep it under {LONGEST_METADATA}"
-        )
-    return found
+        return _storable(metadata or {})
+    except ValueError as error:
+        raise InvalidArgument(f"metadata: {error}") from error
 
 
 def _spec_fields(fields: Mapping[str, object]) -> Mapping[str, object]:
     """The fields as they are stored, once it is known that they make a Spec."""
     _spec(fields)
-    return dict(fields)
+    try:
+        return _storable(fields)
+    except ValueError as error:
+        raise InvalidSpec(f"spec: {error}") from error
+
+
+def _storable(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """A copy that any JSON column takes, or ValueError."""
+    try:
+        text = json.dumps(dict(fields), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if len(text) > LONGEST_JSON:
+        raise ValueError(f"{len(text)} characters of JSON; keep it under {LONGEST_JSON}")
+    copy: Mapping[str, object] = json.loads(text)
+    return copy
 
 
 def _spec(fields: Mapping[str, object]) -> Spec:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from .errors import InvalidArgument
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-REASON = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+REASON = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")
 TENANT = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEY_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 KEY_LENGTH = 26

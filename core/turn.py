@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import structlog
-
 from .beater import Beater
 from .errors import InvalidArgument, SandkeeperError, StoreError, TurnExpired
 from .events import Event, EventKind
 from .model import Sandbox, Session, TurnOutcome
 from .store import BegunTurn, Store
+
+logger = logging.getLogger("sandkeeper")
 
 
 class Lost:
@@ -56,8 +57,8 @@ class Lost:
         for callback in callbacks:
             try:
                 callback(error)
-            except Exception:  # noqa: BLE001 - one holder's bug must not stop the other turns
-                structlog.get_logger("sandkeeper").exception("LostCallbackFailed")
+            except Exception:
+                logger.exception("LostCallbackFailed")
         return True
 
 

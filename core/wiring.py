@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.engine import URL
 
-from . import events, migrations
+from . import migrations
 from .errors import SettingsError
-from .events import Sink
+from .events import Log, Sink
 from .lifecycle import Keeper
 from .policy import Policy
 from .providers.base import SandboxProvider
@@ -48,6 +49,16 @@ def make_engine(database_url: str, **options: Any) -> Engine:
     else:
         defaults = {"connect_args": {"timeout": SQLITE_BUSY.total_seconds()}}
     return prepare(create_engine(url, **{**defaults, **options}))
+
+
+@contextmanager
+def opened(database_url: str) -> Iterator[Engine]:
+    """An engine for a short work, and no connection left after it."""
+    engine = make_engine(database_url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def prepare(engine: Engine) -> Engine:
@@ -112,19 +123,23 @@ class System:
         settings: Settings,
         *,
         environ: Mapping[str, str] | None = None,
-        sinks: Sequence[Sink] = (events.log,),
+        sinks: Sequence[Sink] | None = None,
     ) -> None:
         self.settings = settings
         self.policy = Policy.from_settings(settings)
         self.provider = load_provider(settings.provider, os.environ if environ is None else environ)
         self.engine = make_engine(settings.database_url)
-        migrations.require(self.engine)
-        self.store = Store(
-            self.engine,
-            policy=self.policy,
-            installation=settings.installation,
-            sinks=sinks,
-        )
+        try:
+            migrations.require(self.engine)
+            self.store = Store(
+                self.engine,
+                policy=self.policy,
+                installation=settings.installation,
+                sinks=(Log(settings.log_format),) if sinks is None else sinks,
+            )
+        except BaseException:
+            self.engine.dispose()
+            raise
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> System:

@@ -1,0 +1,292 @@
+"""The command line: what operators run by hand. Exit code 0 done, 1 refused or failed, 2 usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime
+from functools import cached_property, wraps
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from core import migrations
+from core.errors import SandkeeperError
+from core.settings import Settings
+from core.wiring import System, opened
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
+
+
+class Context:
+    """What commands share. Nothing is connected before a command needs it."""
+
+    def __init__(self) -> None:
+        self.closing = ExitStack()
+
+    @cached_property
+    def settings(self) -> Settings:
+        return Settings.from_env(os.environ)
+
+    @cached_property
+    def system(self) -> System:
+        system = System(self.settings, environ=os.environ, sinks=())
+        self.closing.callback(system.close)
+        return system
+
+    @property
+    def actor(self) -> str:
+        return f"operator {os.environ.get('USER') or os.getuid()}"
+
+
+def told(command: Command) -> Command:
+    """An operator's mistake is one line and exit code 1, never a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except SandkeeperError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run  # type: ignore[return-value]
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, json_: bool) -> None:
+    """Rows as a table, or as one JSON array."""
+    if json_:
+        click.echo(json.dumps(list(rows), default=_plain, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    # Into a pipe a table keeps its width: what reads it counts columns, not a terminal's cells.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def main(context: click.Context) -> None:
+    """
+    Sandkeeper ends idle sessions and tears their sandboxes down.
+
+    Settings come from SANDKEEPER_ environment variables; docs/settings.md lists them.
+    """
+    context.obj = Context()
+    context.call_on_close(context.obj.closing.close)
+
+
+@main.group()
+def db() -> None:
+    """Migrate the database."""
+
+
+@db.command("upgrade")
+@click.pass_obj
+@told
+def db_upgrade(context: Context) -> None:
+    """Bring the tables to this version. Safe to run twice, and from two places at once."""
+    with opened(context.settings.database_url) as engine:
+        migrations.upgrade(engine)
+        click.echo(f"the database is at revision {migrations.current(engine)}")
+
+
+@db.command("check")
+@click.pass_obj
+@told
+def db_check(context: Context) -> None:
+    """Fail when the tables are not the ones that this version needs."""
+    with opened(context.settings.database_url) as engine:
+        migrations.require(engine)
+        differences = migrations.differences(engine)
+    if differences:
+        raise click.ClickException("the tables differ: " + "; ".join(differences))
+    click.echo("the tables are the ones that this version needs")
+
+
+@db.command("current")
+@click.pass_obj
+@told
+def db_current(context: Context) -> None:
+    """Print the revision that the database is at."""
+    with opened(context.settings.database_url) as engine:
+        click.echo(migrations.current(engine) or "never migrated")
+
+
+@main.group()
+def sessions() -> None:
+    """Look at sessions, and act on them."""
+
+
+LINE = (
+    "id",
+    "tenant",
+    "status",
+    "generation",
+    "sandbox",
+    "turns_open",
+    "last_activity_at",
+    "due_at",
+    "end_reason",
+)
+
+
+@sessions.command("ls")
+@click.option("--status", type=click.Choice(["active", "ended"]), help="Only these.")
+@click.option("--after", default="", help="Go on behind this session id.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@as_json
+@click.pass_obj
+@told
+def sessions_ls(context: Context, status: str | None, after: str, limit: int, json_: bool) -> None:  # noqa: FBT001
+    """List sessions by id."""
+    lines = context.system.store.history.lines(status=status, after=after, limit=limit)
+    show([asdict(line) for line in lines], LINE, json_=json_)
+
+
+@sessions.command("show")
+@click.argument("session_id")
+@as_json
+@click.pass_obj
+@told
+def sessions_show(context: Context, session_id: str, json_: bool) -> None:  # noqa: FBT001
+    """Show one session and its history."""
+    session = asdict(context.system.keeper().get(session_id))
+    history = [asdict(line) for line in context.system.store.history.of_session(session_id)]
+    if json_:
+        click.echo(json.dumps({**session, "history": history}, default=_plain, indent=2))
+        return
+    sandbox = session.pop("sandbox")
+    facts = {**session, "sandbox": sandbox["name"], "sandbox_state": sandbox["state"]}
+    show([{"fact": k, "value": v} for k, v in facts.items()], ("fact", "value"), json_=False)
+    click.echo()
+    show(history, ("at", "kind", "generation", "actor", "detail"), json_=False)
+
+
+@sessions.command("end")
+@click.argument("session_id")
+@click.option("--reason", default="ended by an operator", show_default=True)
+@click.pass_obj
+@told
+def sessions_end(context: Context, session_id: str, reason: str) -> None:
+    """End a session now. Its sandbox is torn down by the workers; open turns are told."""
+    session = _keeper(context).end(session_id, reason=reason)
+    click.echo(f"{session.id} is ended ({session.end_reason})")
+
+
+@sessions.command("extend")
+@click.argument("session_id")
+@click.argument("seconds", type=float)
+@click.pass_obj
+@told
+def sessions_extend(context: Context, session_id: str, seconds: float) -> None:
+    """Keep an idle session for so many seconds from now."""
+    session = _keeper(context).extend(session_id, seconds)
+    click.echo(f"{session.id} is kept until {_cell(session.extended_until)}")
+
+
+def _keeper(context: Context) -> Any:
+    keeper = context.system.keeper()
+    keeper.holder = context.actor
+    return keeper
+
+
+@main.command("sweep")
+@as_json
+@click.pass_obj
+@told
+def sweep(context: Context, json_: bool) -> None:  # noqa: FBT001
+    """Sweep once, now, in this process; teardowns are published to the workers."""
+    from tasks.app import app  # noqa: PLC0415 - celery takes long to import, and few need it
+    from tasks.doorbell import FanOut  # noqa: PLC0415
+
+    report = asdict(context.system.reaper(FanOut(app)).sweep())
+    show([report], tuple(report), json_=json_)
+
+
+@main.group()
+def quarantine() -> None:
+    """Teardowns that failed too often. They are retried all the same."""
+
+
+@quarantine.command("ls")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@as_json
+@click.pass_obj
+@told
+def quarantine_ls(context: Context, limit: int, json_: bool) -> None:  # noqa: FBT001
+    """List them, the longest quarantined first."""
+    rows = [asdict(row) for row in context.system.store.teardowns.quarantined(limit)]
+    columns = ("session_id", "generation", "provider", "name", "attempts", "last_error")
+    show(rows, columns, json_=json_)
+
+
+@quarantine.command("retry")
+@click.argument("session_id", required=False)
+@click.option("--all", "all_", is_flag=True, help="All of them.")
+@click.pass_obj
+@told
+def quarantine_retry(context: Context, session_id: str | None, all_: bool) -> None:  # noqa: FBT001
+    """Try again with the next sweep, without waiting for the pause to end."""
+    if (session_id is None) != all_:
+        raise click.UsageError("give a session id, or --all")
+    click.echo(f"{context.system.store.teardowns.retry_now(session_id)} to be tried again")
+
+
+@main.group()
+def providers() -> None:
+    """Who runs the sandboxes."""
+
+
+@providers.command("ls")
+@as_json
+@click.pass_obj
+@told
+def providers_ls(context: Context, json_: bool) -> None:  # noqa: FBT001
+    """List the providers that this process knows, with what they can do."""
+    rows = [
+        {
+            "name": provider.name,
+            "scope": provider.scope(),
+            "capabilities": ", ".join(sorted(provider.capabilities)),
+        }
+        for provider in context.system.providers.values()
+    ]
+    show(rows, ("name", "scope", "capabilities"), json_=json_)
+
+
+@main.command("up")
+@click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 1000))
+@click.pass_obj
+@told
+def up(context: Context, concurrency: int) -> None:
+    """Migrate the database, then run a worker and a beat until Ctrl-C."""
+    from tasks.up import commands, supervise  # noqa: PLC0415
+
+    with opened(context.settings.database_url) as engine:
+        migrations.upgrade(engine)
+    raise SystemExit(supervise(commands(concurrency=concurrency)))
+
+
+if __name__ == "__main__":
+    main(prog_name="sandkeeper")

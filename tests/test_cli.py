@@ -1,0 +1,179 @@
+"""The command line: what operators see, and what they see when they are wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from core.lifecycle import Keeper
+from core.wiring import System
+from tasks.cli import main
+
+
+class Operator:
+    """Somebody at a terminal, with an installation of their own."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = environ
+
+    def types(self, *words: str) -> Result:
+        return CliRunner(env=self.environ).invoke(main, words)
+
+
+@pytest.fixture
+def operator(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
+    """An operator of a migrated database, with a sandbox provider of its own."""
+    environ = {
+        "SANDKEEPER_DATABASE_URL": database_url,
+        "SANDKEEPER_BROKER_URL": "memory://",
+        "SANDKEEPER_LOCAL_ROOT": str(tmp_path / "sandboxes"),
+    }
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    return Operator(environ)
+
+
+@pytest.fixture
+def keeper(operator: Operator, provider: object, store: object) -> Iterator[Keeper]:
+    """An API server's keeper on the operator's database, with the clock of the database."""
+    system = System.from_env(operator.environ)
+    keeper = Keeper(system.store, provider)  # type: ignore[arg-type]
+    yield keeper
+    keeper.close()
+    system.close()
+
+
+def test_sessions_are_listed_by_id(operator: Operator, keeper: Keeper) -> None:
+    """`sessions ls` shows every session with its sandbox's state, as a table and as JSON."""
+    keeper.open("b-2")
+    keeper.open("a-1")
+
+    table = operator.types("sessions", "ls")
+    lines = json.loads(operator.types("sessions", "ls", "--json").stdout)
+
+    assert table.exit_code == 0
+    assert table.stdout.index("a-1") < table.stdout.index("b-2")
+    assert [(line["id"], line["sandbox"]) for line in lines] == [
+        ("a-1", "running"),
+        ("b-2", "running"),
+    ]
+
+
+def test_a_list_goes_on_where_it_stopped(operator: Operator, keeper: Keeper) -> None:
+    """`--limit` and `--after` page through any number of sessions; `--status` filters them."""
+    for number in range(3):
+        keeper.open(f"s-{number}")
+    keeper.end("s-2")
+
+    rest = operator.types("sessions", "ls", "--after", "s-0", "--limit", "1", "--json")
+    ended = operator.types("sessions", "ls", "--status", "ended", "--json")
+
+    assert [line["id"] for line in json.loads(rest.stdout)] == ["s-1"]
+    assert [line["id"] for line in json.loads(ended.stdout)] == ["s-2"]
+
+
+def test_one_session_is_shown_with_its_history(operator: Operator, keeper: Keeper) -> None:
+    """`sessions show` has the row and the ledger."""
+    keeper.open("conv", metadata={"user": "ada"})
+
+    text = operator.types("sessions", "show", "conv")
+    found = json.loads(operator.types("sessions", "show", "conv", "--json").stdout)
+
+    assert "sandbox_running" in text.stdout
+    assert found["metadata"] == {"user": "ada"}
+    assert [line["kind"] for line in found["history"]] == ["session_opened", "sandbox_running"]
+
+
+def test_an_operator_ends_and_extends(operator: Operator, keeper: Keeper) -> None:
+    """Both acts are in the ledger with who did them."""
+    keeper.open("conv")
+
+    extended = operator.types("sessions", "extend", "conv", "3600")
+    ended = operator.types("sessions", "end", "conv", "--reason", "too dear")
+
+    history = keeper.store.history.of_session("conv")
+    assert (extended.exit_code, ended.exit_code) == (0, 0)
+    assert keeper.get("conv").end_reason == "too dear"
+    assert [line.actor.split()[0] for line in history[-2:]] == ["operator", "operator"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("sessions", "show", "nobody"), 1, "no session 'nobody': open it first"),
+        (("sessions", "show", "not an id"), 1, "use 1 to 128 characters"),
+        (("sessions", "extend", "conv", "--", "-5"), 1, "more than 0"),
+        (("sessions", "extend", "conv", "soon"), 2, "not a valid float"),
+        (("sessions", "ls", "--limit", "0"), 2, "0 is not in the range"),
+        (("quarantine", "retry"), 2, "give a session id, or --all"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    operator: Operator, words: tuple[str, ...], code: int, said: str
+) -> None:
+    """Refused is 1, usage is 2; the line says what is wrong, and there is no traceback."""
+    result = operator.types(*words)
+
+    assert result.exit_code == code
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_database_that_was_never_migrated_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command that needs the tables names the command that makes them; then it works."""
+    monkeypatch.setenv("SANDKEEPER_LOCAL_ROOT", str(tmp_path / "sandboxes"))
+    operator = Operator({"SANDKEEPER_DATABASE_URL": f"sqlite:///{tmp_path}/new.db"})
+
+    before = operator.types("sessions", "ls")
+    check = operator.types("db", "check")
+    upgrade = operator.types("db", "upgrade")
+    after = operator.types("sessions", "ls", "--json")
+
+    assert (before.exit_code, check.exit_code) == (1, 1)
+    assert "run `sandkeeper db upgrade`" in before.output
+    assert upgrade.exit_code == 0
+    assert json.loads(after.stdout) == []
+
+
+def test_a_sweep_by_hand_says_what_it_did(operator: Operator, keeper: Keeper) -> None:
+    """`sweep` runs the sweep in this process and prints its counts."""
+    keeper.open("conv")
+
+    result = operator.types("sweep", "--json")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)[0]["noticed"] == 0
+
+
+def test_a_quarantined_teardown_is_listed_and_tried_again(
+    operator: Operator, keeper: Keeper
+) -> None:
+    """`quarantine ls` shows the provider's words; `retry` ends the pause."""
+    session = keeper.open("conv")
+    keeper.end("conv")
+    claim = keeper.store.teardowns.claim("conv", session.generation, "w")
+    assert claim is not None
+    keeper.store.teardowns.release(claim, "AuthFailed: 401", 900, actor="w", quarantine=True)
+
+    listed = json.loads(operator.types("quarantine", "ls", "--json").stdout)
+    retried = operator.types("quarantine", "retry", "conv")
+
+    assert [(row["session_id"], row["last_error"]) for row in listed] == [
+        ("conv", "AuthFailed: 401")
+    ]
+    assert "1 to be tried again" in retried.output
+    assert keeper.store.sweeps.to_publish(10) == [("conv", session.generation)]
+
+
+def test_help_names_every_command(operator: Operator) -> None:
+    """Somebody who knows nothing finds out from --help."""
+    result = operator.types("--help")
+
+    assert all(name in result.stdout for name in main.commands)
