@@ -86,9 +86,9 @@ class Reaper:
     def sweep(self) -> SweepReport:
         """
         One pass over what is due: clamp, end, notice, re-arm, expire creates, publish teardowns.
-        It stops with the first batch that is not full. StoreError when the database refuses.
+        Each step stops with the first batch that is not full. StoreError when the database refuses.
         """
-        report = SweepReport(clamped=self.store.sweeps.clamp(self.policy.batch))
+        report = SweepReport(clamped=self._until_short(self.store.sweeps.clamp))
         report += self._sweep_sessions()
         report += SweepReport(expired=self._until_short(self.store.sweeps.expired_creates))
         report += self._fan_out()
@@ -124,12 +124,15 @@ class Reaper:
 
     def _until_short(self, step: Callable[[int], int]) -> int:
         total = 0
-        while (count := step(self.policy.batch)) == self.policy.batch:
+        while (count := step(self.policy.batch)) >= self.policy.batch:
             total += count
         return total + count
 
     def _fan_out(self) -> SweepReport:
         published = 0
+        # No longer than the lease: what was published first is due again then, and a slow broker
+        # would keep this sweep ringing for the same rows for ever.
+        end = self.monotonic() + self.policy.publish_lease
         while batch := self.store.sweeps.to_publish(self.policy.batch):
             try:
                 self.doorbell(batch)
@@ -143,7 +146,7 @@ class Reaper:
                 )
                 break
             published += len(batch)
-            if len(batch) < self.policy.batch:
+            if len(batch) < self.policy.batch or self.monotonic() >= end:
                 break
         return SweepReport(published=published)
 

@@ -1,0 +1,108 @@
+"""Ringing for teardowns: what the sweep uses, and what programs that end sessions use."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from queue import Full, Queue
+from typing import Any, Final
+
+from celery import Celery
+
+from tasks.app import TEARDOWN
+
+logger = logging.getLogger("sandkeeper")
+
+PUBLISH_WITHIN: Final = 30.0  # seconds for one batch; what is left is published after the lease
+CONFIRM_WITHIN: Final = 5.0  # seconds; a RabbitMQ that is well confirms in milliseconds
+WAITING: Final = 1000  # batches
+
+Pairs = Sequence[tuple[str, int]]
+
+
+class FanOut:
+    """
+    Publishes teardowns through one producer, and raises when it cannot: OperationalError from the
+    broker, TimeoutError when it is too slow. In eager mode, and `inline`, it runs them instead.
+    """
+
+    def __init__(self, app: Celery, *, inline: bool = False) -> None:
+        self.app = app
+        self.inline = inline
+
+    def __call__(self, pairs: Pairs) -> None:
+        """Ring for each pair of session id and generation."""
+        teardown = self.app.tasks[TEARDOWN]
+        if self.inline or self.app.conf.task_always_eager:
+            for pair in pairs:
+                teardown.apply(pair, throw=self.app.conf.task_eager_propagates)
+            return
+        end = time.monotonic() + PUBLISH_WITHIN
+        with self.app.producer_or_acquire() as producer:
+            confirmed = producer.connection.transport.driver_type == "amqp"
+            options: dict[str, Any] = {"confirm_timeout": CONFIRM_WITHIN} if confirmed else {}
+            for count, pair in enumerate(pairs):
+                if time.monotonic() > end:
+                    raise TimeoutError(
+                        f"{count} of {len(pairs)} teardowns published in {PUBLISH_WITHIN:g} s: "
+                        "the broker is slow; the sweep publishes the rest"
+                    )
+                teardown.apply_async(pair, producer=producer, **options)
+
+
+class BackgroundDoorbell:
+    """
+    The doorbell of a program that must not wait for the broker: a thread publishes. It drops what
+    it cannot publish and what there is no room for; the next sweep rings for both.
+    """
+
+    def __init__(self, app: Celery, *, waiting: int = WAITING) -> None:
+        self.app = app
+        self.waiting = waiting
+        self._start_lock = threading.Lock()
+        self._process = 0
+        self._queue: Queue[Pairs] = Queue()
+
+    def __call__(self, pairs: Pairs) -> None:
+        """Ring, some time soon. Never blocks and never raises; in eager mode it runs the tasks."""
+        if self.app.conf.task_always_eager:
+            FanOut(self.app)(pairs)
+            return
+        if self._process != os.getpid():
+            self._start()
+        try:
+            self._queue.put_nowait(list(pairs))
+        except Full:
+            logger.warning("DoorbellDropped teardowns=%d reason=full", len(pairs))
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is published or dropped, `timeout` seconds at most. False: not yet."""
+        end = time.monotonic() + timeout
+        while self._queue.unfinished_tasks:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _start(self) -> None:
+        """Lazily, and again in a forked child: threads stay with the parent."""
+        with self._start_lock:
+            if self._process != os.getpid():
+                self._queue = Queue(self.waiting)
+                threading.Thread(
+                    target=self._publish, args=(self._queue,), name="sandkeeper-ring", daemon=True
+                ).start()
+                self._process = os.getpid()
+
+    def _publish(self, queue: Queue[Pairs]) -> None:
+        while True:
+            pairs = queue.get()
+            try:
+                FanOut(self.app)(pairs)
+            except Exception as error:  # noqa: BLE001 - whatever the broker's trouble is: later ones may succeed
+                logger.warning("DoorbellDropped teardowns=%d reason=%r", len(pairs), error)
+            finally:
+                queue.task_done()

@@ -1,0 +1,113 @@
+"""What a worker process keeps between tasks, and what it does when it starts and stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any, Final
+
+import structlog
+from celery import bootsteps, signals
+from kombu import Exchange, Queue
+
+from core.wiring import System
+from tasks.app import SWEEP, app
+
+logger = logging.getLogger("sandkeeper")
+
+DEAD_KEPT: Final = 1000  # messages
+DEAD_TTL: Final = 7 * 24 * 3600 * 1000  # milliseconds
+
+
+class Runtime:
+    """One System per process, made when the first task needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = 0
+        self._system: System | None = None
+
+    def system(self) -> System:
+        """
+        This process's System. A prefork child that finds its parent's drops the connections it
+        inherited: two processes on one connection read each other's rows.
+        """
+        with self._lock:
+            if self._system is None:
+                self._system = System.from_env()
+            elif self._process != os.getpid():
+                self._system.after_fork()
+            self._process = os.getpid()
+            return self._system
+
+    def forked(self) -> None:
+        """Begin anew in a child: whoever held the lock does not exist here."""
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of every connection. The next task, if there is one, begins anew."""
+        with self._lock:
+            system, self._system = self._system, None
+            if system is not None and self._process == os.getpid():
+                system.close()
+
+
+runtime = Runtime()
+
+
+class DeadLetters(bootsteps.StartStopStep):
+    """
+    RabbitMQ keeps what came back too often where a human can look; without a queue of that name
+    it is dropped. Nothing reads it: the row of a session says what is to be done.
+    """
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def start(self, parent: Any) -> None:
+        """Declare it again with every connection: the broker may be a new one."""
+        arguments = {"x-max-length": DEAD_KEPT, "x-message-ttl": DEAD_TTL}
+        for source in parent.app.conf.task_queues:
+            if name := (source.queue_arguments or {}).get("x-dead-letter-exchange"):
+                exchange = Exchange(name, type="topic")
+                queue = Queue(name, exchange, routing_key="#", queue_arguments=arguments)
+                with parent.connection.channel() as channel:
+                    queue(channel).declare()
+
+
+app.steps["consumer"].add(DeadLetters)
+
+
+@signals.worker_process_init.connect
+def _child_started(**_: Any) -> None:
+    runtime.forked()
+
+
+@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
+def _stopped(**_: Any) -> None:
+    runtime.close()
+
+
+@signals.worker_ready.connect
+def _sweep_now(sender: Any, **_: Any) -> None:
+    """
+    Sweep at once: beat's first tick comes a full interval after its start, so a beat that is
+    restarted more often than that would never sweep.
+    """
+    try:
+        sender.app.tasks[SWEEP].apply_async(
+            **app.conf.beat_schedule["reap-idle-sessions"]["options"]
+        )
+    except Exception as error:  # noqa: BLE001 - a worker without a broker goes on and waits for it
+        logger.warning("FirstSweepNotPublished error=%r", error)
+
+
+@signals.task_prerun.connect
+def _task_started(task_id: str, task: Any, **_: Any) -> None:
+    structlog.contextvars.bind_contextvars(task_id=task_id, task=task.name)
+
+
+@signals.task_postrun.connect
+def _task_ended(**_: Any) -> None:
+    structlog.contextvars.unbind_contextvars("task_id", "task")
