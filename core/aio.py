@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -101,6 +102,9 @@ class AsyncTurn:
         self._cancel_on_lost = cancel_on_lost
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
+        self._cancelling = 0  # cancellations that the task had when it entered
+        self._lock = threading.Lock()
+        self._begun = self._abandoned = False
 
     @property
     def id(self) -> str:
@@ -123,16 +127,16 @@ class AsyncTurn:
         self.turn.check()
 
     async def __aenter__(self) -> Self:
-        beginning = asyncio.ensure_future(self._run(self.turn.begin))
+        beginning = asyncio.ensure_future(self._run(self._begin))
         try:
             await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            # The client went away while the statement ran in its thread. It may yet succeed, and
-            # a turn that nobody holds would be kept alive by our own heartbeats.
-            beginning.add_done_callback(self._abandon)
+            self._abandon()
+            beginning.add_done_callback(_heard)
             raise
         if self._cancel_on_lost:
             self._task = asyncio.current_task()
+            self._cancelling = self._task.cancelling() if self._task else 0
             loop = asyncio.get_running_loop()
             self.turn.lost.on(lambda error: loop.call_soon_threadsafe(self._cancel, error))
         return self
@@ -144,10 +148,11 @@ class AsyncTurn:
         trace: TracebackType | None,
     ) -> None:
         task, self._task = self._task, None
+        # Our own cancellation is taken back; somebody else's, at the same time, goes on.
+        ours = self._cancelled and task is not None and task.uncancel() <= self._cancelling
         ending = asyncio.ensure_future(self._run(self.turn.__exit__, kind, error, trace))
         await asyncio.shield(ending)
-        if self._cancelled and kind is asyncio.CancelledError and task is not None:
-            task.uncancel()
+        if ours and kind is asyncio.CancelledError:
             raise self._why() from error
 
     def _why(self) -> SandkeeperError:
@@ -159,11 +164,33 @@ class AsyncTurn:
             self._cancelled = True
             self._task.cancel()
 
-    def _abandon(self, beginning: asyncio.Future[Any]) -> None:
-        if not beginning.cancelled() and beginning.exception() is None:
-            abandoned = self._run(self.turn.__exit__, asyncio.CancelledError, None, None)
-            _background.add(task := asyncio.ensure_future(abandoned))
+    def _begin(self) -> None:
+        self.turn.begin()
+        with self._lock:
+            self._begun = True
+            abandoned = self._abandoned
+        if abandoned:
+            self.turn.__exit__(asyncio.CancelledError, None, None)
+
+    def _abandon(self) -> None:
+        """
+        The client went away while the statement ran in its thread. It may yet succeed, and a turn
+        that nobody holds would be kept alive by our own heartbeats: the thread that begins it
+        ends it, because the loop may be gone by then.
+        """
+        with self._lock:
+            self._abandoned = True
+            begun = self._begun
+        if begun:
+            ending = self._run(self.turn.__exit__, asyncio.CancelledError, None, None)
+            _background.add(task := asyncio.ensure_future(ending))
             task.add_done_callback(_background.discard)
+
+
+def _heard(beginning: asyncio.Future[Any]) -> None:
+    """Nobody waits for its error any more, and asyncio would log that nobody did."""
+    if not beginning.cancelled():
+        beginning.exception()
 
 
 _background: set[asyncio.Future[Any]] = set()  # the loop itself keeps only weak references

@@ -20,6 +20,8 @@ from .wiring import System, prepare
 class Lifecycle(Keeper):
     """Open sessions, run turns on them, keep them, end them. Thread-safe; one per process."""
 
+    _system: System | None = None
+
     def __init__(
         self,
         *,
@@ -34,6 +36,12 @@ class Lifecycle(Keeper):
         store = Store(prepare(engine), policy=policy, sinks=sinks)
         super().__init__(store, provider, spec=spec, doorbell=doorbell)
 
+    def close(self) -> None:
+        """Stop the heartbeats, and close the connections that from_env opened."""
+        super().close()
+        if self._system is not None:
+            self._system.close()
+
     @classmethod
     def from_env(
         cls, environ: Mapping[str, str] | None = None, *, doorbell: Doorbell | None = None
@@ -41,6 +49,7 @@ class Lifecycle(Keeper):
         """As the SANDKEEPER_ variables say; docs/settings.md has them all."""
         system = System.from_env(environ)
         keeper = cls.__new__(cls)
+        keeper._system = system  # noqa: SLF001 - a Lifecycle of our own making
         Keeper.__init__(
             keeper, system.store, system.provider, spec=system.settings.spec, doorbell=doorbell
         )

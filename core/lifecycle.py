@@ -20,9 +20,18 @@ from .errors import (
     OutcomeUnknown,
     ProviderError,
     QuotaExceeded,
+    RateLimited,
 )
 from .events import Event, EventKind
-from .model import EndReason, Intent, Session, check_reason, check_session_id, check_tenant
+from .model import (
+    EndReason,
+    Intent,
+    Session,
+    check_holder,
+    check_reason,
+    check_session_id,
+    check_tenant,
+)
 from .policy import duration
 from .providers.base import SandboxInfo, SandboxProvider, Spec
 from .store import Store, Wanted
@@ -79,7 +88,8 @@ class Keeper:
         """
         Get a session with a running sandbox: the one that is there, a new one, or the next
         generation of one that ended. Concurrent calls make one sandbox. It counts as activity.
-        Limits (seconds or timedelta) are those of a new generation; a running one keeps its own.
+        Limits (seconds or timedelta) and metadata are those of a new generation; a running one
+        keeps its own, and a reopened one its metadata where none is given.
         Without an id one is generated (UUIDv7). Raises ProviderError when no sandbox could be
         made, and SessionEnded when the session was ended while it was made; call again then.
         """
@@ -91,15 +101,17 @@ class Keeper:
             idle_ttl=self._limit("idle_ttl", idle_ttl, self.policy.idle_ttl),
             max_age=self.policy.max_age if max_age is None else duration("max_age", max_age),
             max_turn=self._limit("max_turn", max_turn, self.policy.max_turn),
-            metadata=_metadata(metadata),
+            metadata=None if metadata is None else _metadata(metadata),
             provider=self.provider.name,
             scope=self.provider.scope(),
             spec=_spec_fields(self.spec if spec is None else spec),
         )
+        asked = self._monotonic()
         session, intent = self.store.openings.open(wanted, actor=self.holder)
         if intent is None:
             return session
-        made = self._create(intent)
+        # From the row's own date: what this process begins to create after it, nobody would close.
+        made = self._create(intent, deadline=asked + 0.9 * intent.seconds_left)
         external_id = made.ref.external_id
         if external_id is None:
             raise OutcomeUnknown(f"the provider gave no id for {intent.name}: open() again")
@@ -116,7 +128,7 @@ class Keeper:
             self._beater,
             check_session_id(session_id),
             turn_id=identifiers.new_id(),
-            holder=(holder or self.holder)[:200],
+            holder=self.holder if holder is None else check_holder(holder),
             monotonic=self._monotonic,
         )
 
@@ -178,13 +190,12 @@ class Keeper:
     def _limit(self, name: str, value: timedelta | float | None, default: float) -> float:
         return default if value is None else duration(name, value)
 
-    def _create(self, intent: Intent) -> SandboxInfo:
+    def _create(self, intent: Intent, *, deadline: float) -> SandboxInfo:
         """
         Ask the provider, again after any doubt: it adopts what has this name and these labels.
         Nothing is cleaned up here, whatever happens: an answer that was lost may have been a yes,
         and only teardown destroys.
         """
-        deadline = self._monotonic() + 0.9 * self.policy.create_deadline
         self._check_same_place(intent)
         spec = _spec(intent.spec)
         for attempt in range(1, CREATE_ATTEMPTS + 1):
@@ -197,6 +208,8 @@ class Keeper:
                     self._give_up(intent)
                     raise
                 pause = 0.2 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311
+                if isinstance(error, RateLimited):
+                    pause = max(pause, error.retry_after or 0.0)
                 out_of_time = self._monotonic() + pause >= deadline
                 if isinstance(error, QuotaExceeded) or attempt == CREATE_ATTEMPTS or out_of_time:
                     raise
@@ -223,9 +236,9 @@ class Keeper:
         )
 
 
-def _metadata(metadata: Mapping[str, object] | None) -> Mapping[str, object]:
+def _metadata(metadata: Mapping[str, object]) -> Mapping[str, object]:
     try:
-        return _storable(metadata or {})
+        return _storable(metadata)
     except ValueError as error:
         raise InvalidArgument(f"metadata: {error}") from error
 

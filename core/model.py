@@ -77,6 +77,7 @@ class Sandbox:
     state: SandboxState
     external_id: str | None
     created_at: datetime
+    due_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ class Session:
     end_reason: str | None
     fresh: bool
     reset_reason: str | None
+    seen_at: datetime = field(compare=False)  # the database's clock when this was read
     sandbox: Sandbox
 
 
@@ -135,6 +137,7 @@ class Intent:
     labels: Mapping[str, str]
     provider: str
     scope: str
+    seconds_left: float  # until nobody may create it any more, counted from the read
     spec: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -156,9 +159,16 @@ def check_tenant(tenant: object) -> str:
 
 def check_reason(reason: object) -> str:
     """The reason as it was given, or InvalidArgument that says what a reason looks like."""
-    if isinstance(reason, str) and REASON.fullmatch(reason):
+    if isinstance(reason, str) and REASON.fullmatch(reason) and reason.isprintable():
         return reason
     raise InvalidArgument(f"reason {_shown(reason)}: use 1 to 200 printable characters")
+
+
+def check_holder(holder: object) -> str:
+    """The holder as it was given, or InvalidArgument that says what a holder looks like."""
+    if isinstance(holder, str) and REASON.fullmatch(holder) and holder.isprintable():
+        return holder
+    raise InvalidArgument(f"holder {_shown(holder)}: use 1 to 200 printable characters")
 
 
 def new_key() -> str:

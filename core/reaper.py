@@ -118,9 +118,24 @@ class Reaper:
             except (StoreUnavailable, SchemaOutdated):
                 raise
             except StoreError as error:
-                self.store.sweeps.postpone(session_id, str(error))
+                self._postpone(session_id, error)
                 total += SweepReport(poisoned=1)
         return total
+
+    def _postpone(self, session_id: str, error: StoreError) -> None:
+        try:
+            self.store.sweeps.postpone(session_id, str(error))
+        except (StoreUnavailable, SchemaOutdated):
+            raise
+        except StoreError as refused:  # not even that: it stays due, and the others go on
+            self.store.database.tell(
+                Event(
+                    kind=EventKind.ROW_POISONED,
+                    actor="sweep",
+                    session_id=session_id,
+                    detail={"error": str(refused)},
+                )
+            )
 
     def _until_short(self, step: Callable[[int], int]) -> int:
         total = 0

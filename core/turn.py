@@ -101,6 +101,7 @@ class Turn:
 
     def check(self) -> None:
         """Raise SessionEnded or TurnExpired as soon as this turn may not go on."""
+        self._entered()
         if self.lost.error is not None:
             raise self.lost.error
         if self._monotonic() >= self._ceiling:
@@ -128,6 +129,8 @@ class Turn:
         self._entered()
         self._beater.remove(self)
         self._store.turns.end(self.id, self.session_id, outcome)
+        if self.lost.error is not None:
+            raise self.lost.error
 
     def __enter__(self) -> Self:
         return self.begin()
@@ -144,6 +147,8 @@ class Turn:
             # The work is done, and without heartbeats the session goes idle by itself: failing
             # the caller's request over this would lose what it did.
             self._tell(EventKind.TURN_END_FAILED, error)
+            if kind is None:  # not being able to ask is no yes to what was refused before
+                self.check()
         except SandkeeperError:
             if kind is None:
                 raise

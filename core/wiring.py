@@ -25,10 +25,16 @@ from .store import Store
 SQLITE_BUSY = timedelta(seconds=20)
 # A process that is stopped in the middle of a transaction must not hold its locks for ever: the
 # server ends the transaction, and the process finds out when it wakes.
-POSTGRESQL_OPTIONS = (
-    "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s "
-    "-c idle_in_transaction_session_timeout=20s"
-)
+POSTGRESQL_CONNECT: Mapping[str, str | int] = {
+    "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s "
+    "-c idle_in_transaction_session_timeout=20s",
+    "connect_timeout": 10,
+    # A network that swallows packets must not hold up the heartbeats for hours.
+    "tcp_user_timeout": 15_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
 
 
 def make_engine(database_url: str, **options: Any) -> Engine:
@@ -38,7 +44,7 @@ def make_engine(database_url: str, **options: Any) -> Engine:
     """
     url = _url(database_url)
     if url.get_backend_name() == "postgresql":
-        connect = {"options": POSTGRESQL_OPTIONS, "connect_timeout": 10, **url.query}
+        connect = {**POSTGRESQL_CONNECT, **url.query}
         defaults: dict[str, Any] = {
             "pool_pre_ping": True,
             "pool_timeout": 20,
@@ -78,7 +84,7 @@ def prepare(engine: Engine) -> Engine:
 def _url(database_url: str) -> URL:
     try:
         url = make_url(database_url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise SettingsError(
             "SANDKEEPER_DATABASE_URL=(hidden): not a URL; use sqlite:///file.db or "
             "postgresql://user:password@host/name"
@@ -90,7 +96,9 @@ def _url(database_url: str) -> URL:
             f"SANDKEEPER_DATABASE_URL={url.render_as_string(hide_password=True)}: "
             f"{url.drivername} is not supported; use sqlite:///file.db or postgresql://…"
         )
-    if url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}:
+    if url.get_backend_name() == "sqlite" and (
+        url.database in {None, "", ":memory:", "file::memory:"} or url.query.get("mode") == "memory"
+    ):
         raise SettingsError(
             "SANDKEEPER_DATABASE_URL: an in-memory database cannot be shared by the API, worker "
             "and beat; use sqlite:///file.db"

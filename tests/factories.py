@@ -51,6 +51,7 @@ def intent(**overrides: Any) -> Intent:
         "labels": sandbox_labels(INSTALLATION, key, of, generation, FrozenClock().now),
         "provider": "fake",
         "scope": "test-account",
+        "seconds_left": 300.0,
     }
     return Intent(**{**given, **overrides})
 

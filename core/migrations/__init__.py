@@ -33,8 +33,8 @@ def current(engine: Engine) -> str | None:
                 return None
             version = table("alembic_version", column("version_num"))
             return connection.execute(select(version.c.version_num)).scalar()
-    except exc.OperationalError as error:
-        raise StoreUnavailable(f"cannot open the database: {error.orig}") from error
+    except exc.DBAPIError as error:
+        raise _unavailable("open", engine, error) from error
 
 
 def require(engine: Engine) -> None:
@@ -59,8 +59,8 @@ def upgrade(engine: Engine) -> None:
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             command.upgrade(_config(connection), "head")
-    except exc.OperationalError as error:
-        raise StoreUnavailable(f"cannot migrate the database: {error.orig}") from error
+    except exc.DBAPIError as error:
+        raise _unavailable("migrate", engine, error) from error
 
 
 def differences(engine: Engine) -> list[str]:
@@ -81,3 +81,12 @@ def _config(connection: Connection) -> Config:
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config
+
+
+def _unavailable(act: str, engine: Engine, error: exc.DBAPIError) -> StoreUnavailable:
+    url = engine.url.render_as_string(hide_password=True)
+    cause = " ".join(str(error.orig).split())
+    return StoreUnavailable(
+        f"cannot {act} the database ({cause}): check that SANDKEEPER_DATABASE_URL={url} is right, "
+        "and that it can be reached and written"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -125,18 +126,39 @@ def _named_errors() -> Iterator[None]:
 
 
 def _named(error: exc.DBAPIError) -> StoreError:
+    """Decided by the driver's code: its words may quote what a user wrote."""
     cause = " ".join(str(error.orig).split())
-    if "no such table" in cause or "does not exist" in cause or "no such column" in cause:
+    code = _code(error.orig)
+    if code in _OUTDATED or (code == "SQLITE_ERROR" and _SQLITE_LACKS.match(cause)):
         return SchemaOutdated(
             f"the database lacks what this version needs ({cause}): run `sandkeeper db upgrade`"
         )
-    if "readonly database" in cause or "read-only" in cause:
+    if code in _READ_ONLY:
         return StoreUnavailable(
             f"the database is read-only ({cause}): point DATABASE_URL at the primary, or make the "
             "file and its folder writable"
         )
-    if "full" in cause or "No space left" in cause:
+    if code in _FULL:
         return StoreUnavailable(f"the database is full ({cause}): free some room")
     if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
         return StoreUnavailable(f"the database cannot be used now ({cause}): it is tried again")
     return StoreError(f"the database refused ({cause})")
+
+
+def _code(error: BaseException | None) -> str:
+    """PostgreSQL's SQLSTATE or SQLite's result code, empty when the server was not reached."""
+    found = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", None)
+    return str(found or "")
+
+
+_OUTDATED = {"42P01", "42703", "42883", "3F000"}  # no such table, column, function, schema
+_SQLITE_LACKS = re.compile(r"no such (table|column)|table \S+ has no column")
+_READ_ONLY = {
+    "25006",
+    "SQLITE_READONLY",
+    "SQLITE_READONLY_DBMOVED",
+    "SQLITE_READONLY_DIRECTORY",
+    "SQLITE_READONLY_CANTLOCK",
+    "SQLITE_READONLY_RECOVERY",
+}
+_FULL = {"53100", "SQLITE_FULL"}

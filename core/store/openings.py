@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, insert, null, select, update
+from sqlalchemy import bindparam, case, exists, insert, null, select, true, update
 
 from ..errors import InvalidArgument, SessionEnded, SessionNotFound
 from ..events import EventKind
 from ..model import EndReason, Intent, SandboxState, Session, SessionStatus, new_key, sandbox_labels
 from ..schema import sandboxes, sessions
 from .database import Database, Move
-from .rules import ENDED, Rules, b, locked, s
+from .rules import CREATING, ENDED, OF_SESSION, Rules, b, locked, s
 from .sessions import Sessions, session_event
 
 
@@ -26,7 +26,7 @@ class Wanted:
     idle_ttl: float
     max_age: float | None
     max_turn: float
-    metadata: Mapping[str, object]
+    metadata: Mapping[str, object] | None  # None: none, or what it had before
     provider: str
     scope: str
     spec: Mapping[str, object]
@@ -37,7 +37,7 @@ class Wanted:
             "idle_ttl": self.idle_ttl,
             "max_age": self.max_age,
             "max_turn": self.max_turn,
-            "metadata": dict(self.metadata),
+            "metadata": dict(self.metadata or {}),
         }
 
 
@@ -56,6 +56,12 @@ class Openings:
         The session, new, as it is, or reopened with the next generation. An Intent comes with it
         while its sandbox is being created: by this caller, by another one, or by one that died.
         """
+        try:
+            return self._open(wanted, actor)
+        except SessionNotFound:  # it was purged between two of our statements: it is new again
+            return self._open(wanted, actor)
+
+    def _open(self, wanted: Wanted, actor: str) -> tuple[Session, Intent | None]:
         with self.database.move() as move:
             inserted = move.one(
                 self._insert, {"id": wanted.session_id, "tenant": wanted.tenant, **wanted.limits}
@@ -76,9 +82,10 @@ class Openings:
             raise InvalidArgument(
                 f"session {wanted.session_id!r} belongs to another tenant: use another id"
             )
-        if row.status == SessionStatus.ACTIVE and row.too_old:
-            # No turn can be live here: the ceiling of each was this very date.
-            self.sessions.end_in(move, wanted.session_id, EndReason.MAX_AGE.value, actor)
+        if row.status == SessionStatus.ACTIVE and row.over:
+            # No turn can be live here: there never was a sandbox, or the ceiling of each turn was
+            # this very date.
+            self.sessions.end_in(move, wanted.session_id, row.over, actor)
         elif row.status == SessionStatus.ACTIVE:
             self.sessions.touch_in(move, wanted.session_id)
             return
@@ -86,6 +93,7 @@ class Openings:
 
     def _begin_generation(self, move: Move, wanted: Wanted, actor: str) -> None:
         new = {f"new_{name}": value for name, value in wanted.limits.items()}
+        new["keeps_metadata"] = wanted.metadata is None
         row = move.one(self._reopen, {"session_id": wanted.session_id, **new})
         if row is None:
             raise SessionNotFound(wanted.session_id)
@@ -116,7 +124,7 @@ class Openings:
     def _opened(self, move: Move, session_id: str) -> tuple[Session, Intent | None]:
         session = self.sessions.seen(move, session_id)
         sandbox = session.sandbox
-        if sandbox.state is not SandboxState.CREATING:
+        if sandbox.due_at is None or sandbox.state is not SandboxState.CREATING:
             return session, None
         intent = Intent(
             session_id=session.id,
@@ -125,6 +133,7 @@ class Openings:
             name=sandbox.name,
             provider=sandbox.provider,
             scope=sandbox.scope,
+            seconds_left=(sandbox.due_at - session.seen_at).total_seconds(),
             spec=sandbox.spec,
             labels=sandbox_labels(
                 self.sessions.installation,
@@ -178,8 +187,16 @@ class Openings:
             .on_conflict_do_nothing(index_elements=["id"])
             .returning(s.id)
         )
+        expired = exists(
+            select(1).where(OF_SESSION, CREATING, b.due_at <= rules.now).correlate(sessions)
+        )
+        over = case(
+            (rules.too_old, EndReason.MAX_AGE.value),
+            (expired, EndReason.CREATE_EXPIRED.value),
+            else_=None,
+        )
         self._lock = locked(
-            select(s.status, s.tenant, rules.too_old.label("too_old")).where(self._this),
+            select(s.status, s.tenant, over.label("over")).where(self._this),
             skip=False,
         )
         forgotten = (
@@ -189,7 +206,11 @@ class Openings:
             "noticed_at",
             "noticed_activity_at",
         )
-        limits = ("idle_ttl", "max_age", "max_turn", "metadata")
+        limits = ("idle_ttl", "max_age", "max_turn")
+        metadata = case(
+            (bindparam("keeps_metadata", type_=true().type), s.metadata),
+            else_=bindparam("new_metadata", type_=s.metadata.type),
+        )
         self._reopen = (
             update(sessions)
             .where(self._this, ENDED)
@@ -197,6 +218,7 @@ class Openings:
                 generation=s.generation + 1,
                 turns_before=s.turn_count,
                 reset_reason=s.end_reason,
+                metadata=metadata,
                 **began,
                 **dict.fromkeys(forgotten, null()),
                 **{name: bindparam(f"new_{name}", type_=s[name].type) for name in limits},

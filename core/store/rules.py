@@ -39,9 +39,8 @@ class Rules:
         self.now = now
         self.policy = policy
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
-        kept_until = Latest(
-            later(s.last_activity_at, s.idle_ttl), func.coalesce(s.extended_until, s.opened_at)
-        )
+        idle_at = later(s.last_activity_at, s.idle_ttl)
+        kept_until = Latest(idle_at, func.coalesce(s.extended_until, idle_at))
         self.ends_at = Earliest(kept_until, func.coalesce(self.age_ends, kept_until))
         self.too_old = and_(s.max_age.is_not(None), self.age_ends <= now)
         self.usable = and_(ACTIVE, or_(s.max_age.is_(None), self.age_ends > now))

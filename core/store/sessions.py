@@ -34,6 +34,7 @@ class Sessions:
             select(
                 sessions,
                 FRESH.label("fresh"),
+                rules.now.label("seen_at"),
                 b.key,
                 b.provider,
                 b.scope,
@@ -41,6 +42,7 @@ class Sessions:
                 b.state,
                 b.external_id,
                 b.created_at.label("sandbox_created_at"),
+                b.due_at.label("sandbox_due_at"),
             )
             .join_from(sessions, sandboxes, OF_SESSION)
             .where(self._this)
@@ -163,6 +165,7 @@ class Sessions:
             state=SandboxState(row.state),
             external_id=row.external_id,
             created_at=row.sandbox_created_at,
+            due_at=row.sandbox_due_at,
         )
         fields = {name: row._mapping[name] for name in _SESSION_FIELDS}
         return Session(status=SessionStatus(row.status), sandbox=sandbox, **fields)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import and_, bindparam, exists, null, or_, select, update
 
+from ..errors import StoreError
 from ..events import Event, EventKind
 from ..model import EndReason, SessionStatus
 from ..schema import installation, sandboxes, sessions
 from .database import Database
 from .endings import Endings
 from .rules import ACTIVE, CLOSING, CREATING, HAS_RUNNING, OF_SESSION, Rules, b, locked, s
-from .sql import Earliest
+from .sql import Earliest, later
 
 ACTOR = "sweep"
 
@@ -41,6 +42,7 @@ class Sweeps:
         """
         with self.database.move() as move:
             count = move.run(self._clamp_sessions, {"limit": limit})
+            count += move.run(self._clamp_creates, {"limit": limit})
             return count + move.run(self._clamp_sandboxes, {"limit": limit})
 
     def due_sessions(self, limit: int) -> list[str]:
@@ -64,7 +66,10 @@ class Sweeps:
             noticed = move.all(self._notice, ids)
             move.record(*(_noticed(row.id, row.generation) for row in noticed))
             rearmed = move.run(self._rearm, ids)
-            move.run(self._wait_for_create, ids)
+            waiting = move.run(self._wait_for_confirmation, ids)
+            waiting += move.run(self._wait_for_create, ids)
+            if len(ended) + len(noticed) + rearmed + waiting < len(rows):
+                raise StoreError("a session is due and no move fits it")
         return len(rows), rearmed, len(noticed), len(ended)
 
     def postpone(self, session_id: str, error: str) -> None:
@@ -116,9 +121,21 @@ class Sweeps:
             update(sessions)
             .where(s.id.in_(locked(far, skip=True)))
             .values(
-                due_at=rules.in_(policy.idle_ttl),
+                due_at=rules.now,
                 last_activity_at=Earliest(s.last_activity_at, rules.now),
             )
+        )
+        create_far = (
+            select(b.key)
+            .where(CREATING, b.due_at > rules.in_(policy.create_deadline + 1.0))
+            .order_by(b.due_at.desc())
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        self._clamp_creates = (
+            update(sandboxes)
+            .where(b.key.in_(create_far))
+            .values(due_at=rules.in_(policy.create_deadline))
         )
         sandbox_far = (
             select(b.key)
@@ -152,7 +169,11 @@ class Sweeps:
         )
         self._notice = (
             update(sessions)
-            .where(idle, or_(s.noticed_activity_at.is_(None), ~witnessed))
+            .where(
+                idle,
+                # A notice from the future was written by a clock that stepped back since.
+                or_(s.noticed_activity_at.is_(None), ~witnessed, s.noticed_at > rules.now),
+            )
             .values(
                 noticed_at=rules.now,
                 noticed_activity_at=s.last_activity_at,
@@ -163,7 +184,21 @@ class Sweeps:
         self._rearm = (
             update(sessions)
             .where(these, ACTIVE, s.due_at <= rules.now, ~rules.over)
-            .values(due_at=rules.next_look, noticed_at=null(), noticed_activity_at=null())
+            .values(
+                due_at=rules.next_look,
+                # Further ahead than this only a clock that stepped back explains. Nearer, it may
+                # be a touch that was acknowledged since this transaction began.
+                last_activity_at=Earliest(s.last_activity_at, rules.in_(confirm)),
+                noticed_at=null(),
+                noticed_activity_at=null(),
+            )
+        )
+        # Noticed under a shorter confirm interval. No row that was looked at stays due, or a full
+        # batch of them would be one sweep without an end.
+        self._wait_for_confirmation = (
+            update(sessions)
+            .where(idle, witnessed, ~rules.noticed_long_enough)
+            .values(due_at=later(s.noticed_at, confirm))
         )
         # Its sandbox is not there yet: the create's own deadline decides, in the next step.
         self._wait_for_create = (

@@ -95,10 +95,11 @@ class Teardowns:
         Give the claim back for `pause` seconds. `counts` is False for an answer that says
         nothing of this sandbox, such as a rate limit. False when the claim had run out.
         """
+        error = _kept(error)
         parameters = {
             "of_key": claim.key,
             "token": claim.token,
-            "error": error[:500],
+            "error": error,
             "pause": pause,
             "uncounted": 0 if counts else 1,
             "quarantine": quarantine,
@@ -108,7 +109,7 @@ class Teardowns:
             if row is None:
                 return False
             kind = EventKind.TEARDOWN_QUARANTINED if quarantine else EventKind.TEARDOWN_FAILED
-            detail = {"error": error[:500], "attempts": row.attempts, "retry_in": round(pause, 3)}
+            detail = {"error": error, "attempts": row.attempts, "retry_in": round(pause, 3)}
             move.record(
                 Event(
                     kind=kind,
@@ -213,3 +214,8 @@ class Teardowns:
             .where(in_quarantine, b.claimed_by.is_(None), or_(of.is_(None), b.session_id == of))
             .values(due_at=rules.now, not_before=rules.now)
         )
+
+
+def _kept(error: str) -> str:
+    """As a column can hold it: an error may quote raw bytes, and its row must be released."""
+    return error[:500].encode("utf-8", "replace").decode().replace("\x00", "?")

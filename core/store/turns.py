@@ -43,7 +43,13 @@ class Turns:
         """
         with self.database.move() as move:
             # One statement decides. It waits for a sweep that holds the row, and then sees ended.
-            counted = move.one(self._count, {"session_id": session_id})
+            of = {"session_id": session_id}
+            counted = move.one(self._count, of)
+            if counted is None:
+                # Again with the row held: its sandbox may have become ready since, and must not
+                # be taken for one that ended.
+                move.run(self._hold, of)
+                counted = move.one(self._count, of)
             if counted is None:
                 session = self.sessions.seen(move, session_id)
                 if session.sandbox.state is SandboxState.CREATING and session.ended_at is None:
@@ -110,6 +116,7 @@ class Turns:
             .values(last_activity_at=rules.now, turn_count=s.turn_count + 1)
             .returning(s.id, (s.turn_count == s.turns_before + 1).label("first"))
         )
+        self._hold = locked(select(s.id).where(this), skip=False)
         self._begin = (
             insert(turns)
             .from_select(

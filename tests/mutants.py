@@ -1,0 +1,397 @@
+"""
+One mutant for every safeguard: the smallest change of the source that takes a promise back, and
+the tests that have to notice. As a pytest plugin it makes property tests fail fast instead of
+looking for the smallest example.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import Phase, settings
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("core", "tasks", "tests", "celeryconfig.py", "pyproject.toml")
+
+settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` becomes `new`, once, in `file`; then one of `tests` must fail."""
+
+    name: str
+    promise: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def source(self) -> str:
+        """The changed file. A place that is not there exactly once makes the table stale."""
+        text = (ROOT / self.file).read_text(encoding="utf-8")
+        found = text.count(self.old)
+        assert found == 1, f"{self.name}: found {found} times in {self.file}: {self.old!r}"
+        return text.replace(self.old, self.new)
+
+
+def copy_tree(to: Path, mutant: Mutant | None = None) -> Path:
+    """The sources and tests, with one safeguard less."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, to / part)
+    if mutant is not None:
+        (to / mutant.file).write_text(mutant.source(), encoding="utf-8")
+    return to
+
+
+def run(tree: Path, tests: Iterable[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """pytest on a copy of the tree; exit code 0 is green, 1 is red, the rest is an accident."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"]
+    command += ["-p", "tests.mutants", "--hypothesis-profile=mutants", "--tb=line", *options]
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [*command, *tests], cwd=tree, env=environ, capture_output=True, text=True, check=False
+    )
+
+
+def at(file: str, *names: str, on: str = "sqlite") -> tuple[str, ...]:
+    """Node ids. `on` is the database; "" for tests that have none in their name."""
+    suffix = f"[{on}]" if on else ""
+    return tuple(f"tests/test_{file}.py::test_{name}{suffix}" for name in names)
+
+
+SWEEPS, RULES, TURNS = "core/store/sweeps.py", "core/store/rules.py", "core/store/turns.py"
+TEARDOWNS, REAPER, LIFECYCLE = "core/store/teardowns.py", "core/reaper.py", "core/lifecycle.py"
+OPENINGS, SESSIONS, DATABASE = (
+    "core/store/openings.py",
+    "core/store/sessions.py",
+    "core/store/database.py",
+)
+MIGRATION = "core/migrations/versions/0001_first_tables.py"
+
+MUTANTS = (
+    Mutant(
+        "end without a notice",
+        "S5: no session is ended at first sight",
+        SWEEPS,
+        ".where(idle, witnessed, rules.noticed_long_enough)",
+        ".where(idle)",
+        at("reaper", "an_idle_session_is_noticed_first_and_ended_at_a_later_look"),
+    ),
+    Mutant(
+        "activity since the notice is not looked for",
+        "S5: only a look that finds no activity since may end",
+        SWEEPS,
+        ".where(idle, witnessed, rules.noticed_long_enough)",
+        ".where(idle, rules.noticed_long_enough)",
+        at("reaper", "activity_between_notice_and_end_wins")
+        + at("safeguards", "activity_after_a_notice_asks_for_a_new_notice"),
+    ),
+    Mutant(
+        "the confirm interval is not waited for",
+        "S5: live turns beat between notice and end",
+        SWEEPS,
+        ".where(idle, witnessed, rules.noticed_long_enough)",
+        ".where(idle, witnessed)",
+        at("reaper", "a_longer_confirm_interval_applies_to_what_was_noticed_before"),
+    ),
+    Mutant(
+        "begin takes what is not usable",
+        "S1: the loser gets a typed refusal",
+        TURNS,
+        ".where(this, rules.usable, HAS_RUNNING)",
+        ".where(this, HAS_RUNNING)",
+        at("turns", "a_turn_is_refused_on_a_session_that_is_too_old"),
+    ),
+    Mutant(
+        "begin takes what has no sandbox",
+        "a turn gets a running sandbox or a refusal",
+        TURNS,
+        ".where(this, rules.usable, HAS_RUNNING)",
+        ".where(this, rules.usable)",
+        at("turns", "a_turn_is_refused_while_the_sandbox_is_made"),
+    ),
+    Mutant(
+        "touch takes what has ended",
+        "S1: the loser gets a typed refusal",
+        SESSIONS,
+        """            .where(self._this, rules.usable)
+            .values(last_activity_at""",
+        """            .where(self._this)
+            .values(last_activity_at""",
+        at("lifecycle", "a_touch_is_refused_by_type"),
+    ),
+    Mutant(
+        "extend takes what has ended",
+        "S1: the loser gets a typed refusal",
+        SESSIONS,
+        """            .where(self._this, rules.usable)
+            .values(
+                extended_until""",
+        """            .where(self._this)
+            .values(
+                extended_until""",
+        at("lifecycle", "an_extension_is_refused_by_type"),
+    ),
+    Mutant(
+        "the sweep ends what is still being created",
+        "S1: the create's own deadline decides",
+        RULES,
+        "HAS_RUNNING = exists(select(1).where(OF_SESSION, RUNNING).correlate(sessions))",
+        "HAS_RUNNING = exists(select(1).where(OF_SESSION).correlate(sessions))",
+        at("turns", "a_turn_is_refused_while_the_sandbox_is_made"),
+    ),
+    Mutant(
+        "beats have no ceiling",
+        "a wedged turn does not keep a sandbox for ever",
+        RULES,
+        "            t.hard_until > now,\n",
+        "",
+        at("turns", "a_turn_ends_at_its_hard_ceiling"),
+    ),
+    Mutant(
+        "a beat of an older generation counts",
+        "S3: a late holder of g never keeps g+1",
+        RULES,
+        "            t.session_id == s.id,\n            t.generation == s.generation,\n",
+        "            t.session_id == s.id,\n",
+        at("turns", "a_late_turn_of_one_generation_never_extends_the_next"),
+    ),
+    Mutant(
+        "extensions are ignored",
+        "S1: an acknowledged extension is kept",
+        RULES,
+        "func.coalesce(s.extended_until, ",
+        "func.coalesce(s.ended_at, ",
+        at("lifecycle", "an_extension_is_kept_to_the_second"),
+    ),
+    Mutant(
+        "the max age is ignored",
+        "no sandbox is older than its max age",
+        RULES,
+        "self.ends_at = Earliest(kept_until, func.coalesce(self.age_ends, kept_until))",
+        "self.ends_at = kept_until",
+        at("reaper", "the_max_age_ends_an_active_session_in_two_looks"),
+    ),
+    Mutant(
+        "the claim's token is not looked at",
+        "S3: a worker whose claim ran out writes nothing",
+        TEARDOWNS,
+        'CLOSING, b.claim_token == bindparam("token"))',
+        "CLOSING)",
+        at("teardown", "a_claim_that_ran_out_is_taken_over_and_its_holder_refused"),
+    ),
+    Mutant(
+        "a live claim can be claimed",
+        "S3: one worker at a time",
+        TEARDOWNS,
+        "                or_(b.not_before <= rules.now, early),\n",
+        "",
+        at("safeguards", "a_live_claim_is_nobody_elses"),
+    ),
+    Mutant(
+        "a claim takes any generation",
+        "S3: a message of g never touches g+1",
+        TEARDOWNS,
+        '                b.generation == bindparam("of_generation"),\n',
+        "",
+        at("teardown", "a_late_message_of_one_generation_never_touches_the_next")
+        + at("safeguards", "a_message_names_the_generation_that_it_claims"),
+    ),
+    Mutant(
+        "a claim takes what is not closing",
+        "S1: only a row that says closing can be torn down",
+        TEARDOWNS,
+        """                CLOSING,
+                or_(b.not_before""",
+        """                or_(b.not_before.is_(None), b.not_before""",
+        at("teardown", "a_live_sandbox_is_never_torn_down"),
+    ),
+    Mutant(
+        "an accepted destroy is believed",
+        "L3: done only when the provider confirms absence",
+        REAPER,
+        "        left = provider.get(ref, deadline=deadline)\n",
+        "        left = None\n",
+        at("teardown", "an_accepted_destroy_is_not_believed"),
+    ),
+    Mutant(
+        "the scope is not compared",
+        "S4: a not-found counts only from the right account",
+        REAPER,
+        "        if scope != claim.scope:\n",
+        "        if False:\n",
+        at("teardown", "a_not_found_from_another_account_is_never_believed"),
+    ),
+    Mutant(
+        "the provider is asked before the row is written",
+        "L1: no crash leaves a sandbox that no row explains",
+        LIFECYCLE,
+        "        session, intent = self.store.openings.open(wanted, actor=self.holder)\n",
+        '        self.provider.create("sk-first", {}, Spec(), ttl=None, deadline=1e18)\n'
+        "        session, intent = self.store.openings.open(wanted, actor=self.holder)\n",
+        at("lifecycle", "the_row_is_committed_before_the_provider_is_called"),
+    ),
+    Mutant(
+        "record does not look at the state",
+        "a sandbox that is closing never runs again",
+        OPENINGS,
+        '.where(b.key == bindparam("of_key"), b.state == SandboxState.CREATING.value)',
+        '.where(b.key == bindparam("of_key"))',
+        at("lifecycle", "a_session_ended_while_it_was_made_is_refused_with_that_reason"),
+    ),
+    Mutant(
+        "a create is joined anywhere",
+        "S2, L1: the sandbox is where its row says",
+        LIFECYCLE,
+        "        self._check_same_place(intent)\n",
+        "",
+        at("lifecycle", "a_create_is_never_joined_at_another_provider", on="sqlite-account"),
+    ),
+    Mutant(
+        "no trigger",
+        "a sandbox never goes back, whatever code does",
+        MIGRATION,
+        "    for statement in MONOTONE[op.get_bind().dialect.name]:\n",
+        "    for statement in ():\n",
+        at("schema", "a_sandbox_moves_as_it_is_drawn_and_never_back"),
+    ),
+    Mutant(
+        "gone can be recorded twice",
+        "S3: one gone event a generation",
+        MIGRATION,
+        "        unique=True,\n",
+        "        unique=False,\n",
+        at("schema", "there_is_one_gone_event_a_generation"),
+    ),
+    Mutant(
+        "the publish lease is not taken",
+        "a sweep does not publish again what it just published",
+        SWEEPS,
+        ".values(due_at=rules.in_(rules.policy.publish_lease))",
+        ".values(due_at=rules.now)",
+        at(
+            "reaper",
+            "a_published_teardown_is_not_published_again_before_its_lease_has_run_out",
+        )
+        + at("safeguards", "the_doorbell_rings_after_the_lease"),
+    ),
+    Mutant(
+        "the doorbell rings before the commit",
+        "a worker that hears it at once finds the row",
+        LIFECYCLE,
+        """        session = self.store.sessions.end(
+            check_session_id""",
+        """        self._ring(self.get(session_id))
+        session = self.store.sessions.end(
+            check_session_id""",
+        at("lifecycle", "an_end_closes_the_sandbox_and_rings_after_the_commit"),
+    ),
+    Mutant(
+        "attempts are counted afterwards",
+        "L3: what kills its worker each time is quarantined too",
+        TEARDOWNS,
+        "                attempts=b.attempts + 1,\n",
+        "                attempts=b.attempts,\n",
+        at("teardown", "an_attempt_that_kills_its_worker_is_counted"),
+    ),
+    Mutant(
+        "quarantine is the end",
+        "L3: retried for ever",
+        SWEEPS,
+        ".where(CLOSING, b.due_at <= rules.now)\n            .order_by",
+        ".where(CLOSING, b.due_at <= rules.now, b.quarantined_at.is_(None))\n            .order_by",
+        at("safeguards", "what_is_quarantined_is_published_for_ever"),
+    ),
+    Mutant(
+        "what is not gone is forgotten",
+        "L1: the row that condemns a sandbox stays until it is gone",
+        "core/store/retention.py",
+        ", ~kept)",
+        ")",
+        at("retention", "a_session_with_a_sandbox_that_is_not_gone_is_never_forgotten"),
+    ),
+    Mutant(
+        "dates of the future stay",
+        "L1: a clock that steps back delays, it does not forget",
+        SWEEPS,
+        "            .where(s.id.in_(locked(far, skip=True)))\n",
+        '            .where(s.id.in_(locked(far, skip=True)), s.id == "")\n',
+        at("reaper", "a_clock_that_steps_back_delays_nothing_beyond_one_idle_time"),
+    ),
+    Mutant(
+        "the end leaves the sandbox alone",
+        "active exactly when its sandbox may run",
+        "core/store/endings.py",
+        '        move.run(self._close, {"session_ids": [row.id for row in ended]})\n',
+        "",
+        at("lifecycle", "an_end_closes_the_sandbox_and_rings_after_the_commit"),
+    ),
+    Mutant(
+        "unfinished creates are left",
+        "L1: what crashed between create and record is found",
+        REAPER,
+        "expired=self._until_short(self.store.sweeps.expired_creates)",
+        "expired=0",
+        at("reaper", "a_create_that_nobody_finished_is_closed_at_its_deadline"),
+    ),
+    Mutant(
+        "beats wait for locks",
+        "S1: one stuck transaction starves no other turn",
+        TURNS,
+        "            skip=True,\n",
+        "            skip=False,\n",
+        at("turns", "a_row_that_somebody_holds_is_skipped_and_not_refused", on="postgresql"),
+    ),
+    Mutant(
+        "nobody gives up",
+        "a generation that can never be made makes room for the next",
+        LIFECYCLE,
+        "                    self._give_up(intent)\n",
+        "",
+        at("lifecycle", "what_can_never_be_made_ends_its_generation"),
+    ),
+    Mutant(
+        "events are recorded after the commit",
+        "H1: a move and its record are one transaction",
+        DATABASE,
+        """            if move.events:
+                connection.execute(""",
+        """        with self.engine.begin() as connection:
+            if move.events:
+                connection.execute(""",
+        at("events", "a_move_whose_record_is_refused_is_not_made"),
+    ),
+    Mutant(
+        "sinks hear before the commit",
+        "H1: only what is committed is told",
+        DATABASE,
+        """        sinks.emit(self.sinks, move.events)
+
+    @contextmanager
+    def look""",
+        """            sinks.emit(self.sinks, move.events)
+
+    @contextmanager
+    def look""",
+        at("events", "sinks_hear_only_what_is_committed"),
+    ),
+    Mutant(
+        "an end takes any generation",
+        "S3: a late caller never ends the next generation",
+        SESSIONS,
+        ".where(self._this, ACTIVE, s.generation == func.coalesce(only, s.generation))",
+        ".where(self._this, ACTIVE, func.coalesce(only, s.generation) > 0)",
+        at("lifecycle", "a_late_end_of_one_generation_never_ends_the_next"),
+    ),
+)

@@ -1,0 +1,42 @@
+"""The tests are tested: without its safeguard every promise is broken, and some test says so."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import MUTANTS, Mutant, copy_tree, run
+
+SIDE_BY_SIDE = 2  # mutants at a time: each is a pytest of its own
+
+
+def outcome(mutant: Mutant, tree: Path) -> str:
+    """Empty when it was noticed, else what happened instead."""
+    ran = run(copy_tree(tree, mutant), mutant.tests, "-x", "--timeout=60")
+    red = ran.returncode == 1 and re.search(r"\b1 failed\b", ran.stdout) is not None
+    return "" if red else f"{mutant.name} ({mutant.promise}): {ran.stdout}{ran.stderr}"
+
+
+@pytest.mark.timeout(600)
+def test_every_safeguard_that_is_taken_away_is_missed(tmp_path: Path) -> None:
+    """No mutant survives, and no test fails by accident: unchanged sources pass all of them."""
+    every = sorted({test for mutant in MUTANTS for test in mutant.tests})
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        control = pool.submit(lambda: run(copy_tree(tmp_path / "control"), every))
+        judged: list[Future[str]] = [
+            pool.submit(outcome, mutant, tmp_path / f"mutant-{number}")
+            for number, mutant in enumerate(MUTANTS)
+        ]
+        survivors = [future.result() for future in judged if future.result()]
+        unchanged = control.result()
+
+    assert not survivors, "\n".join(survivors)
+    assert unchanged.returncode == 0, unchanged.stdout + unchanged.stderr
+
+
+def test_mutants_are_told_apart_by_name() -> None:
+    """The name is what a failure is reported by."""
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

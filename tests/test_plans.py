@@ -1,0 +1,367 @@
+"""
+What the hot statements cost, counted in rows read: with a hundred thousand sessions the sweep
+reads what is due and a batch, whatever the words in the plan are. The statements are those that
+really run, heard as they pass.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+
+from core.lifecycle import Keeper
+from core.policy import Policy
+from core.reaper import Reaper
+from core.store import Store
+from core.wiring import make_engine
+from tests.fakes import FakeCloud
+from tests.services import Databases
+
+SESSIONS = 100_000
+POLICY = Policy(batch=50)
+SLACK = 16  # rows: pages that are pruned, a row of the installation, the ends of ranges
+
+# A tenth of the sessions ended long ago, a hundredth of the sandboxes is still closing and not due,
+# the rest runs and is due later. `due` sessions are overdue and idle.
+FILL = """
+INSERT INTO sessions (id, tenant, status, generation, turn_count, turns_before, idle_ttl, max_turn,
+    metadata, created_at, opened_at, last_activity_at, due_at, ended_at, end_reason)
+SELECT 'conv-' || n, 'default', CASE WHEN n % 10 = 0 THEN 'ended' ELSE 'active' END, 1, 1, 0, 1800,
+    21600, '{}', now() - interval '1 day', now() - interval '1 day',
+    now() - interval '1 second' * (n % 800), now() + interval '1 second' * (900 + n % 800),
+    CASE WHEN n % 10 = 0 THEN now() - interval '1 hour' END, CASE WHEN n % 10 = 0 THEN 'idle' END
+FROM generate_series(1, %(sessions)s) AS n;
+INSERT INTO sandboxes (key, session_id, generation, provider, scope, spec, external_id, state,
+    due_at, not_before, attempts, claim_token, created_at, running_at, closing_at, gone_at)
+SELECT lpad(n::text, 26, '0'), 'conv-' || n, 1, 'fake', 'test-account', '{}', 'box-' || n,
+    CASE WHEN n % 10 > 0 THEN 'running' WHEN n % 100 = 0 THEN 'closing' ELSE 'gone' END,
+    CASE WHEN n % 100 = 0 THEN now() + interval '15 minutes' END,
+    CASE WHEN n % 100 = 0 THEN now() + interval '15 minutes' END,
+    0, 0, now() - interval '1 day', now() - interval '1 day',
+    CASE WHEN n % 10 = 0 THEN now() - interval '1 hour' END,
+    CASE WHEN n % 10 = 0 AND n % 100 > 0 THEN now() - interval '1 hour' END
+FROM generate_series(1, %(sessions)s) AS n;
+INSERT INTO turns (id, session_id, generation, holder, started_at, hard_until)
+SELECT 'turn-' || n, 'conv-' || n, 1, 'holder', now(), now() + interval '6 hours'
+FROM generate_series(1, %(sessions)s) AS n WHERE n % 10 > 0;
+"""
+MAKE_DUE = """
+UPDATE sessions SET due_at = now() - interval '1 minute',
+    last_activity_at = now() - interval '2 hours'
+WHERE id IN (SELECT 'conv-' || (n * 10 + 1) FROM generate_series(1, :due) AS n)
+"""
+MAKE_CLOSING_DUE = """
+UPDATE sandboxes SET due_at = now() - interval '1 minute', not_before = now() - interval '1 minute'
+WHERE session_id IN (SELECT 'conv-' || (n * 100) FROM generate_series(1, :due) AS n)
+"""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A statement as it went to the driver."""
+
+    sql: str
+    parameters: Any
+
+
+@contextmanager
+def listening(engine: Engine) -> Iterator[list[Heard]]:
+    """Every statement that passes."""
+    heard: list[Heard] = []
+
+    def hear(_c: Any, _k: Any, sql: str, parameters: Any, _x: Any, many: bool) -> None:  # noqa: FBT001 - SQLAlchemy's signature
+        heard.append(Heard(sql, parameters[0] if many else parameters))
+
+    event.listen(engine, "before_cursor_execute", hear)
+    try:
+        yield heard
+    finally:
+        event.remove(engine, "before_cursor_execute", hear)
+
+
+@pytest.fixture(scope="module")
+def crowded_url(postgresql_databases: Databases) -> Iterator[str]:
+    """A PostgreSQL database with a hundred thousand sessions, none of them due."""
+    with postgresql_databases.fresh() as url:
+        with closing(psycopg.connect(url, autocommit=True)) as connection:
+            for statement in FILL.split(";\n")[:3]:
+                connection.execute(statement.replace("%(sessions)s", str(SESSIONS)).encode())
+            connection.execute("VACUUM ANALYZE")
+        yield url
+
+
+@pytest.fixture
+def crowded(crowded_url: str) -> Iterator[Engine]:
+    """An engine on it. Whatever a test does there it takes back."""
+    engine = make_engine(crowded_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def store(crowded: Engine) -> Store:
+    """A store on the database's own clock."""
+    return Store(crowded, policy=POLICY)
+
+
+@contextmanager
+def taken_back(store: Store) -> Iterator[Connection]:
+    """All of the store's transactions are part of one that is rolled back."""
+    engine = store.database.engine
+    with engine.connect() as connection:
+        outer = connection.begin()
+
+        @contextmanager
+        def joined() -> Iterator[Connection]:
+            yield connection
+
+        store.database.engine = _Joined(engine, joined)  # type: ignore[assignment]
+        store.database._single_statement = False
+        try:
+            yield connection
+        finally:
+            store.database.engine = engine
+            store.database._single_statement = True
+            outer.rollback()
+
+
+class _Joined:
+    """An engine whose transactions and connections are all the same open transaction."""
+
+    def __init__(self, engine: Engine, joined: Callable[[], Any]) -> None:
+        self.dialect = engine.dialect
+        self.begin = joined
+        self.connect = joined
+
+
+def rows_read(plan: Mapping[str, Any]) -> dict[str, float]:
+    """Rows that each table's scans looked at, found or thrown away, by table."""
+    read: dict[str, float] = {}
+    if plan["Node Type"].endswith("Scan") and "Relation Name" in plan:
+        looked = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        looked += plan.get("Rows Removed by Index Recheck", 0)
+        table = plan["Relation Name"]
+        read[table] = looked * plan["Actual Loops"]
+    for child in plan.get("Plans", []):
+        for table, rows in rows_read(child).items():
+            read[table] = read.get(table, 0) + rows
+    return read
+
+
+def scans(plan: Mapping[str, Any]) -> list[str]:
+    """How each table is read: `Index Scan sessions_due`, `Seq Scan turns`."""
+    name = plan.get("Index Name") or plan.get("Relation Name")
+    here = [f"{plan['Node Type']} {name}"] if name and "Scan" in plan["Node Type"] else []
+    return here + [scan for child in plan.get("Plans", []) for scan in scans(child)]
+
+
+def explained(connection: Connection, heard: Heard) -> Mapping[str, Any]:
+    """The plan of a statement, run once more and taken back."""
+    savepoint = connection.begin_nested()
+    explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {heard.sql}"
+    found = connection.exec_driver_sql(explain, heard.parameters).scalar_one()
+    savepoint.rollback()
+    plans = json.loads(found) if isinstance(found, str) else found
+    plan: Mapping[str, Any] = plans[0]["Plan"]
+    return plan
+
+
+def explained_each(
+    connection: Connection, act: Callable[[], object]
+) -> dict[str, Mapping[str, Any]]:
+    """
+    The plans of what `act` sends to sessions, sandboxes and turns, each taken just before it
+    runs: afterwards nothing would be due any more.
+    """
+    plans: dict[str, Mapping[str, Any]] = {}
+    busy = False
+
+    def hear(_c: Any, _k: Any, sql: str, parameters: Any, _x: Any, many: bool) -> None:  # noqa: FBT001 - SQLAlchemy's signature
+        nonlocal busy
+        if busy or "INSERT INTO events" in sql or sql.startswith(("EXPLAIN", "SAVEPOINT")):
+            return
+        busy = True
+        plans[f"{len(plans)}: {sql}"] = explained(connection, Heard(sql, parameters))
+        busy = False
+
+    engine = connection.engine
+    event.listen(engine, "before_cursor_execute", hear)
+    try:
+        act()
+    finally:
+        event.remove(engine, "before_cursor_execute", hear)
+    return plans
+
+
+def expect_bounded(plans: Mapping[str, Mapping[str, Any]], bound: float) -> None:
+    """No statement reads more rows of a table than this, and none reads a whole table."""
+    for sql, plan in plans.items():
+        assert not {"Seq Scan sessions", "Seq Scan sandboxes"} & set(scans(plan)), sql
+        for table, rows in rows_read(plan).items():
+            assert rows <= bound, f"{rows:.0f} rows of {table} for {bound}: {scans(plan)} {sql}"
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+@pytest.mark.parametrize("due", [0, 10, 200, 999])
+def test_a_sweep_reads_what_is_due_and_no_more(store: Store, due: int, mode: str) -> None:
+    """Among 100,000 sessions; also once the driver has prepared its statements for good."""
+    reaper = Reaper(store, {}, doorbell=lambda _: None)
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(text(MAKE_DUE), {"due": due})
+        connection.execute(text(MAKE_CLOSING_DUE), {"due": due})
+        reports = []
+
+        plans = explained_each(connection, lambda: reports.append(reaper.sweep()))
+
+    assert (reports[0].noticed, reports[0].published) == (due, due)
+    assert len(plans) >= 5
+    expect_bounded(plans, 2 * min(due, POLICY.batch) + SLACK)
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+def test_ending_a_batch_reads_that_batch(store: Store, mode: str) -> None:
+    """The second look: a batch of sessions that were noticed, with their sandboxes."""
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(text(MAKE_DUE), {"due": 200})
+        connection.execute(
+            text(
+                "UPDATE sessions SET noticed_at = now() - interval '1 hour', "
+                "noticed_activity_at = last_activity_at WHERE due_at < now()"
+            )
+        )
+        done = []
+
+        plans = explained_each(connection, lambda: done.append(store.sweeps.sessions(POLICY.batch)))
+
+    assert done == [(POLICY.batch, 0, 0, POLICY.batch)]
+    expect_bounded(plans, 2 * POLICY.batch + SLACK)
+
+
+def test_the_check_turns_red_with_a_clock_that_moves(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: clock_timestamp() says Index Scan too, and reads every active session."""
+    reaper = Reaper(store, {}, doorbell=lambda _: None)
+    with taken_back(store) as connection:
+        seen: list[Heard] = []
+        engine = connection.engine
+        with listening(engine) as heard:
+            reaper.sweep()
+            seen.extend(heard)
+        due = next(h for h in seen if "due_at <= now()" in h.sql and "FOR UPDATE" in h.sql)
+        moving = Heard(due.sql.replace("now()", "clock_timestamp()"), due.parameters)
+
+        with pytest.raises(AssertionError):
+            expect_bounded({"": explained(connection, moving)}, SLACK)
+        expect_bounded({"": explained(connection, due)}, SLACK)
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+def test_callers_and_workers_read_the_rows_that_they_name(store: Store, mode: str) -> None:
+    """begin, beat, touch, extend, end, claim: by primary or unique key, each a few rows."""
+    turns = [f"turn-{n}" for n in range(1, 200) if n % 10]
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+
+        few = explained_each(connection, lambda: _call_everything(store))
+        many = explained_each(connection, lambda: store.turns.beat(turns))
+
+    expect_bounded(few, 4)
+    expect_bounded(many, len(turns) * 2 + SLACK)
+    assert len(few) >= 10
+    named = {scan for plan in (*few.values(), *many.values()) for scan in scans(plan)}
+    used = {scan.rpartition(" ")[2] for scan in named if scan.startswith(("Index", "Bitmap Index"))}
+    assert used <= {
+        "sessions_pkey",
+        "sandboxes_pkey",
+        "sandboxes_session_id_generation_key",
+        "turns_pkey",
+    }
+
+
+def _call_everything(store: Store) -> None:
+    store.turns.begin("turn-new", "conv-11", "holder")
+    store.turns.beat(["turn-new"])
+    store.sessions.touch("conv-11")
+    store.sessions.extend("conv-11", 60, actor="holder")
+    store.sessions.end("conv-11", "enough", actor="holder")
+    claim = store.teardowns.claim("conv-11", 1, "worker")
+    assert claim is not None
+    assert store.teardowns.gone(claim, actor="worker")
+
+
+def test_a_touch_leaves_every_index_alone(postgresql_url: str) -> None:
+    """A HOT update: no index entry is written, whatever the number of touches."""
+    engine, touches = make_engine(postgresql_url), 400
+    with Keeper(Store(engine), FakeCloud()) as keeper:
+        for number in range(20):
+            keeper.open(f"conv-{number}")
+        engine.dispose()  # a connection reports its counts when it ends
+        with engine.connect() as connection:
+            before = _updates(connection)
+        for number in range(touches):
+            keeper.touch(f"conv-{number % 20}")
+        engine.dispose()
+        with engine.connect() as connection:
+            after = _updates(connection)
+    engine.dispose()
+
+    assert after[0] - before[0] == touches
+    assert after[1] - before[1] >= 0.9 * touches
+
+
+def _updates(connection: Connection) -> tuple[int, int]:
+    connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+    query = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'sessions'"
+    row = connection.execute(text(query)).one()
+    return row.n_tup_upd, row.n_tup_hot_upd
+
+
+def test_sqlite_sweeps_and_turns_by_index(sqlite_url: str) -> None:
+    """The embedded default looks rows up too; only the word SEARCH may be in its plans."""
+    engine = make_engine(sqlite_url)
+    store = Store(engine, policy=POLICY)
+    with Keeper(store, FakeCloud()) as keeper:
+        for number in range(1, 4):
+            keeper.open(f"conv-{number}{number}")
+    reaper = Reaper(store, {}, doorbell=lambda _: None)
+
+    with listening(engine) as heard:
+        reaper.sweep()
+        store.sweeps.sessions(10)
+        _call_everything(store)
+        reaper.purge()
+    engine.dispose()
+
+    details = _sqlite_plans(Path(engine.url.database or ""), heard)
+    used = " ".join(details)
+    assert "sessions_due" in used
+    assert "sandboxes_creating" in used
+    assert "sandboxes_closing" in used
+    assert "sessions_purgeable" in used
+    whole = [line for line in details if line.startswith(("SCAN sessions", "SCAN sandboxes"))]
+    assert not [line for line in whole if "USING" not in line], whole
+
+
+def _sqlite_plans(path: Path, heard: list[Heard]) -> list[str]:
+    words = ("SELECT", "UPDATE", "DELETE")
+    with closing(sqlite3.connect(path)) as connection:
+        return [
+            str(line[3])
+            for statement in heard
+            if statement.sql.startswith(words)
+            for line in connection.execute(
+                f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters
+            )
+        ]
