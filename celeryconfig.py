@@ -62,9 +62,8 @@ def _folder_url(url: str) -> str:
 
 def _queue(name: str) -> Queue:
     name = f"{_settings.queue_prefix}.{name}"
-    # Topic exchanges: RabbitMQ's delayed delivery of retries works with no others.
     return Queue(
-        name, Exchange(name, type="topic"), routing_key=name, queue_arguments=dict(_arguments)
+        name, Exchange(name, _exchange_type), routing_key=name, queue_arguments=dict(_arguments)
     )
 
 
@@ -133,6 +132,10 @@ else:
     broker_transport_options = {"polling_interval": 0.05 if _scheme == "memory" else 0.1}
 
 # --- Queues: a backlog of teardowns never delays a sweep
+# RabbitMQ's delayed delivery of retries works with topic exchanges alone. Elsewhere a message goes
+# to its queue by name: bindings are keys in Redis, and who loses them (FLUSHDB, a failover to an
+# empty replica) publishes to nobody until every process is restarted.
+_exchange_type = "topic" if _amqp else "direct"
 _arguments = {}
 if _amqp:
     _arguments = {
@@ -145,7 +148,7 @@ task_queues = [_queue("sweep"), _queue("teardown")]
 task_create_missing_queues = False  # a misspelt queue is an error, not a queue nobody reads
 task_default_queue = f"{_settings.queue_prefix}.teardown"
 task_default_exchange = task_default_routing_key = task_default_queue
-task_default_exchange_type = "topic"
+task_default_exchange_type = _exchange_type
 task_routes = {
     SWEEP: _route("sweep"),
     PURGE: _route("sweep"),
@@ -190,6 +193,7 @@ worker_soft_shutdown_timeout = 10.0  # SIGQUIT only; SIGTERM waits for the tasks
 worker_enable_soft_shutdown_on_idle = False
 worker_max_tasks_per_child = 1000  # prefork only: against leaks in providers' SDKs
 worker_max_memory_per_child = 300_000  # likewise, KiB
+worker_consumer = f"{__name__.removesuffix('celeryconfig')}tasks.consumer:Consumer"
 worker_hijack_root_logger = False  # logging is the program's
 worker_redirect_stdouts = False
 worker_send_task_events = False  # 15 to 45 % of a worker's CPU; metrics come from the rows

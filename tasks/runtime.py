@@ -11,6 +11,7 @@ import structlog
 from celery import bootsteps, signals
 from kombu import Exchange, Queue
 
+from core.errors import SandkeeperError, StoreUnavailable
 from core.wiring import System
 from tasks.app import SWEEP, app
 
@@ -76,6 +77,22 @@ class DeadLetters(bootsteps.StartStopStep):
 
 
 app.steps["consumer"].add(DeadLetters)
+
+
+@signals.worker_init.connect
+def _look_first(**_: Any) -> None:
+    """
+    A worker that could do nothing must not look alive. One whose database is away for now
+    starts: the order in which things start does not matter.
+    """
+    try:
+        runtime.system()
+    except StoreUnavailable as error:
+        logger.warning("DatabaseAway error=%s", error)
+    except SandkeeperError as error:
+        raise SystemExit(f"sandkeeper: {error}") from None
+    finally:
+        runtime.close()  # a prefork worker forks after this: its children connect by themselves
 
 
 @signals.worker_process_init.connect

@@ -24,7 +24,10 @@ def commands(group: click.Group, *before: str) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     for name, command in group.commands.items():
         words = (*before, name)
-        found |= commands(command, *words) if isinstance(command, click.Group) else {words}
+        if isinstance(command, click.Group):
+            found |= commands(command, *words)
+        else:
+            found.add(words)
     return found
 
 
@@ -35,7 +38,7 @@ def test_the_readme_is_read_in_one_sitting() -> None:
 
 def test_every_command_of_the_readme_exists() -> None:
     """What the README tells somebody to type is a command, of `./run` or of the command line."""
-    known = {(name,) for name in ("demo", "test", "check", "docs", "lock", "help")}
+    known: set[tuple[str, ...]] = {(name,) for name in ("demo", "test", "check", "docs", "lock", "help")}
     known |= commands(main)
     named = [tuple(line.split()) for line in re.findall(r"\./run ([a-z][a-z -]*)", README)]
 

@@ -121,11 +121,14 @@ class LocalProvider:
         checks.check_name(ref.name)
         with self._words(f"destroy {ref.name}"):
             self._registry.open(deadline)
-            self._ask_to_end(ref.name, deadline)
+            left = self._ask_to_end(ref.name, deadline)
             lock = self._lock_for_good(ref.name, deadline)
             try:
-                self._registry.kill(ref.name, deadline)
-                self._registry.remove(ref.name, deadline)
+                # A supervisor that left removed the folder last, when nobody descended from it
+                # any more; whatever else there is has to be looked for in the whole of /proc.
+                if not left or os.path.lexists(self._registry.folder(ref.name)):
+                    self._registry.kill(ref.name, deadline)
+                    self._registry.remove(ref.name, deadline)
                 self._registry.forget_lock(ref.name)
             finally:
                 files.drop_lock(lock)
@@ -280,23 +283,23 @@ class LocalProvider:
             os.close(pidfd)
         return datetime.fromtimestamp(expires, UTC)
 
-    def _ask_to_end(self, name: str, deadline: float) -> None:
-        """SIGTERM, and time enough for a supervisor that is not stuck."""
+    def _ask_to_end(self, name: str, deadline: float) -> bool:
+        """SIGTERM, and time enough for a supervisor that is not stuck: True when it left."""
         try:
             pidfd = self._registry.supervisor(name, files.read_record(self._registry.folder(name)))
         except (FileNotFoundError, NotADirectoryError, files.Unreadable):
-            return
+            return False
         if pidfd is None:
-            return
+            return False
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
             # It may be stopped, by somebody or by a destroy that ran out of time.
             signal.pidfd_send_signal(pidfd, signal.SIGCONT)
             # A quarter is kept for force: a caller whose deadlines are all short ends it as well.
             left = (deadline - time.monotonic()) * 0.75
-            processes.exited(pidfd, min(self._grace + SLACK, left))
+            return processes.exited(pidfd, min(self._grace + SLACK, left))
         except ProcessLookupError:
-            pass
+            return False
         finally:
             os.close(pidfd)
 

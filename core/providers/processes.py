@@ -84,11 +84,10 @@ def sightings() -> Iterator[Process]:
     All processes that /proc shows, each at the moment it is given out, the newest first: a chain
     in which each forks the next and exits is gone from a list that is read to its end.
     """
-    for entry in reversed(os.listdir("/proc")):
-        if entry.isdigit():
-            process = look(int(entry))
-            if process is not None:
-                yield process
+    for pid in _pids():
+        process = look(pid)
+        if process is not None:
+            yield process
 
 
 def everyone() -> Table:
@@ -103,7 +102,9 @@ def carries(pid: int, marks: frozenset[bytes]) -> bool:
     """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return marks <= set(file.read().split(b"\0"))
+            found = file.read()
+            # Few environments have the marks anywhere, and only those are taken apart.
+            return all(mark in found for mark in marks) and marks <= set(found.split(b"\0"))
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -113,9 +114,12 @@ def marked(marks: frozenset[bytes]) -> Iterator[Process]:
     The living processes that carry the marks. Those whose environment we may not see belong to
     other users or hide it, and cannot be proved to be anybody's.
     """
-    for process in sightings():
-        if not (process.dead or process.kernel) and _surely_carries(process.pid, marks):
-            yield process
+    for pid in _pids():
+        # The environment first: it is one file a process, and all but ours end here.
+        if _surely_carries(pid, marks):
+            process = look(pid)
+            if process is not None and not (process.dead or process.kernel):
+                yield process
 
 
 def locks(pid: int, folder: str) -> bool:
@@ -243,6 +247,10 @@ def strike_holders(folder: str) -> None:
     for process in sightings():
         if not (process.dead or process.kernel) and locks(process.pid, folder):
             send(process, signal.SIGKILL, partial(locks, process.pid, folder))
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry) for entry in reversed(os.listdir("/proc")) if entry.isdigit())
 
 
 def _look_behind(pidfd: int, pid: int) -> Process | None:
