@@ -24,7 +24,6 @@ from .errors import (
 )
 from .events import Event, EventKind
 from .model import (
-    EndReason,
     Intent,
     Session,
     check_holder,
@@ -228,12 +227,7 @@ class Keeper:
 
     def _give_up(self, intent: Intent) -> None:
         """The provider will never make it: end this generation, so that the next can be opened."""
-        self.store.sessions.end(
-            intent.session_id,
-            EndReason.CREATE_FAILED.value,
-            actor=self.holder,
-            generation=intent.generation,
-        )
+        self.store.openings.give_up(intent, actor=self.holder)
 
 
 def _metadata(metadata: Mapping[str, object]) -> Mapping[str, object]:

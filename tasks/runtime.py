@@ -86,13 +86,11 @@ def _look_first(**_: Any) -> None:
     starts: the order in which things start does not matter.
     """
     try:
-        runtime.system()
+        System.from_env().close()  # not kept: a prefork worker forks after this
     except StoreUnavailable as error:
         logger.warning("DatabaseAway error=%s", error)
     except SandkeeperError as error:
         raise SystemExit(f"sandkeeper: {error}") from None
-    finally:
-        runtime.close()  # a prefork worker forks after this: its children connect by themselves
 
 
 @signals.worker_process_init.connect

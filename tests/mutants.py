@@ -394,4 +394,24 @@ MUTANTS = (
         ".where(self._this, ACTIVE, func.coalesce(only, s.generation) > 0)",
         at("lifecycle", "a_late_end_of_one_generation_never_ends_the_next"),
     ),
+    Mutant(
+        "activity goes back",
+        "S1: an acknowledged touch counts from when it was acknowledged",
+        RULES,
+        "self.active_now = Latest(s.last_activity_at, now)",
+        "self.active_now = now",
+        at("races", "activity_never_goes_back", on=""),
+    ),
+    Mutant(
+        "giving up does not look again",
+        "S1: a create that failed late ends nothing that another caller made",
+        OPENINGS,
+        """if move.one(self._still_creating, {"of_key": intent.key}) is not None:""",
+        """if move.one(self._still_creating, {"of_key": intent.key}) is not self:""",
+        at(
+            "races",
+            "a_late_failure_of_one_create_leaves_a_session_that_another_made_alone",
+            on="sqlite",
+        ),
+    ),
 )

@@ -38,7 +38,9 @@ def test_the_readme_is_read_in_one_sitting() -> None:
 
 def test_every_command_of_the_readme_exists() -> None:
     """What the README tells somebody to type is a command, of `./run` or of the command line."""
-    known: set[tuple[str, ...]] = {(name,) for name in ("demo", "test", "check", "docs", "lock", "help")}
+    known: set[tuple[str, ...]] = {
+        (name,) for name in ("demo", "test", "check", "docs", "lock", "help")
+    }
     known |= commands(main)
     named = [tuple(line.split()) for line in re.findall(r"\./run ([a-z][a-z -]*)", README)]
 

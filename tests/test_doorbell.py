@@ -188,7 +188,8 @@ def test_a_ring_that_cannot_be_published_is_dropped(
         ring(PAIRS)
         assert ring.flush(LIMIT)
 
-    dropped = [record for record in caplog.records if "DoorbellDropped" in record.message]
+    # Of our own broker: the thread of an earlier test may still be giving up on its.
+    dropped = [record for record in caplog.records if "Not a directory" in record.message]
     assert len(dropped) == 2
 
 

@@ -219,8 +219,8 @@ def test_a_child_does_not_close_its_parents_system(monkeypatch: pytest.MonkeyPat
 WORKER = """
 import json, os, time
 from core.reaper import SweepReport, Teardown, TeardownOutcome
+import tasks.runtime
 from tasks import app
-from tasks.runtime import runtime
 
 class System:
     def reaper(self, doorbell):
@@ -243,9 +243,11 @@ class System:
     def close(self):
         self.note(closed=True)
 
-runtime._system = System()
-runtime._process = os.getpid()
-System.after_fork = lambda self: self.note(forked=True)
+    def after_fork(self):
+        self.note(forked=True)
+
+tasks.runtime.System.from_env = System
+tasks.runtime.runtime.system()  # in the parent, so that a child inherits it
 """
 
 Start = Callable[..., subprocess.Popen[bytes]]

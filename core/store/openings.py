@@ -82,13 +82,14 @@ class Openings:
             raise InvalidArgument(
                 f"session {wanted.session_id!r} belongs to another tenant: use another id"
             )
-        if row.status == SessionStatus.ACTIVE and row.over:
+        if row.status == SessionStatus.ACTIVE:
+            over = move.one(self._over, {"session_id": wanted.session_id})
+            if over is None or over.reason is None:
+                self.sessions.touch_in(move, wanted.session_id)
+                return
             # No turn can be live here: there never was a sandbox, or the ceiling of each turn was
             # this very date.
-            self.sessions.end_in(move, wanted.session_id, row.over, actor)
-        elif row.status == SessionStatus.ACTIVE:
-            self.sessions.touch_in(move, wanted.session_id)
-            return
+            self.sessions.end_in(move, wanted.session_id, over.reason, actor)
         self._begin_generation(move, wanted, actor)
 
     def _begin_generation(self, move: Move, wanted: Wanted, actor: str) -> None:
@@ -172,6 +173,23 @@ class Openings:
         # other carries our labels and a key whose row names another id: an orphan.
         return session
 
+    def give_up(self, intent: Intent, *, actor: str) -> None:
+        """
+        End the generation whose sandbox can never be made. Only while it is being created:
+        another caller, with other credentials, may have made it, and runs a turn on it.
+        """
+        with self.database.move() as move:
+            # First the lock, then the look: a record() that is under way decides before us.
+            move.one(self._lock, {"session_id": intent.session_id})
+            if move.one(self._still_creating, {"of_key": intent.key}) is not None:
+                self.sessions.end_in(
+                    move,
+                    intent.session_id,
+                    EndReason.CREATE_FAILED.value,
+                    actor,
+                    generation=intent.generation,
+                )
+
     # Statements, built once
 
     def _prepare_open(self, rules: Rules) -> None:
@@ -196,9 +214,12 @@ class Openings:
             else_=None,
         )
         self._lock = locked(
-            select(s.status, s.tenant, over.label("over")).where(self._this),
+            select(s.status, s.tenant).where(self._this),
             skip=False,
         )
+        # A statement of its own, with the row locked: one that waits for the lock still sees the
+        # sandbox as it was before the record() that it waited for.
+        self._over = select(over.label("reason")).where(self._this)
         forgotten = (
             "ended_at",
             "end_reason",
@@ -240,8 +261,9 @@ class Openings:
         self._recorded_session = (
             update(sessions)
             .where(self._this, s.generation == bindparam("of_generation"), rules.usable)
-            .values(last_activity_at=rules.now, due_at=rules.first_look)
+            .values(last_activity_at=rules.active_now, due_at=rules.first_look)
         )
+        self._still_creating = select(b.key).where(b.key == bindparam("of_key"), CREATING)
         self._recorded = (
             update(sandboxes)
             .where(b.key == bindparam("of_key"), b.state == SandboxState.CREATING.value)

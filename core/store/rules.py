@@ -38,6 +38,9 @@ class Rules:
     def __init__(self, now: ColumnElement[datetime], policy: Policy) -> None:
         self.now = now
         self.policy = policy
+        # now() is when the transaction began: one that waited since must not take back what a
+        # later call was promised.
+        self.active_now = Latest(s.last_activity_at, now)
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
         idle_at = later(s.last_activity_at, s.idle_ttl)
         kept_until = Latest(idle_at, func.coalesce(s.extended_until, idle_at))

@@ -123,7 +123,7 @@ class Sessions:
         self._touch = (
             update(sessions)
             .where(self._this, rules.usable)
-            .values(last_activity_at=rules.now)
+            .values(last_activity_at=rules.active_now)
             .returning(s.id)
         )
         wished = Latest(

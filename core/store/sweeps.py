@@ -158,7 +158,10 @@ class Sweeps:
         self._due_sessions = due
         self._lock_due = locked(due.where(or_(only.is_(None), s.id == only)), skip=True)
         these = s.id.in_(bindparam("ids", expanding=True))
-        idle = and_(these, ACTIVE, s.due_at <= rules.now, rules.over, HAS_RUNNING)
+        # Not the bare column: what the last statistics had not seen due is taken for rare, and
+        # every batch would read all that is due, to find its own few by the wrong index.
+        still_due = later(s.due_at, 0.0) <= rules.now
+        idle = and_(these, ACTIVE, still_due, rules.over, HAS_RUNNING)
         witnessed = s.noticed_activity_at == s.last_activity_at
         confirm = rules.policy.confirm_interval
         self._end = (
@@ -183,7 +186,7 @@ class Sweeps:
         )
         self._rearm = (
             update(sessions)
-            .where(these, ACTIVE, s.due_at <= rules.now, ~rules.over)
+            .where(these, ACTIVE, still_due, ~rules.over)
             .values(
                 due_at=rules.next_look,
                 # Further ahead than this only a clock that stepped back explains. Nearer, it may
@@ -203,7 +206,7 @@ class Sweeps:
         # Its sandbox is not there yet: the create's own deadline decides, in the next step.
         self._wait_for_create = (
             update(sessions)
-            .where(these, ACTIVE, s.due_at <= rules.now, ~HAS_RUNNING)
+            .where(these, ACTIVE, still_due, ~HAS_RUNNING)
             .values(due_at=rules.in_(confirm))
         )
         self._postpone = (
@@ -247,7 +250,9 @@ class Sweeps:
         )
         self._lease = (
             update(sandboxes)
-            .where(b.key.in_(bindparam("keys", expanding=True)), CLOSING)
+            # By key alone, locked as they are: with the state the planner takes its index, and
+            # reads all that is closing for each batch.
+            .where(b.key.in_(bindparam("keys", expanding=True)))
             .values(due_at=rules.in_(rules.policy.publish_lease))
         )
 

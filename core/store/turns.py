@@ -113,7 +113,7 @@ class Turns:
         self._count = (
             update(sessions)
             .where(this, rules.usable, HAS_RUNNING)
-            .values(last_activity_at=rules.now, turn_count=s.turn_count + 1)
+            .values(last_activity_at=rules.active_now, turn_count=s.turn_count + 1)
             .returning(s.id, (s.turn_count == s.turns_before + 1).label("first"))
         )
         self._hold = locked(select(s.id).where(this), skip=False)
@@ -143,7 +143,7 @@ class Turns:
             skip=True,
         )
         self._beat = (
-            update(sessions).where(s.id.in_(live), ACTIVE).values(last_activity_at=rules.now)
+            update(sessions).where(s.id.in_(live), ACTIVE).values(last_activity_at=rules.active_now)
         )
         self._standing = (
             select(
@@ -171,7 +171,7 @@ class Turns:
         self._last_activity = (
             update(sessions)
             .where(s.id == bindparam("session_id"), ACTIVE, s.id.in_(live.correlate(sessions)))
-            .values(last_activity_at=rules.now)
+            .values(last_activity_at=rules.active_now)
             .returning(s.id)
         )
         self._end = (
