@@ -105,6 +105,9 @@ class Keeper:
             scope=self.provider.scope(),
             spec=_spec_fields(self.spec if spec is None else spec),
         )
+        return self._open(wanted)
+
+    def _open(self, wanted: Wanted) -> Session:
         asked = self._monotonic()
         session, intent = self.store.openings.open(wanted, actor=self.holder)
         if intent is None:

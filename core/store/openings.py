@@ -16,6 +16,10 @@ from .database import Database, Move
 from .rules import CREATING, ENDED, OF_SESSION, Rules, b, locked, s
 from .sessions import Sessions, session_event
 
+LIMITS = ("idle_ttl", "max_age", "max_turn")
+# Of the generation that ended.
+FORGOTTEN = ("ended_at", "end_reason", "extended_until", "noticed_at", "noticed_activity_at")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -48,7 +52,8 @@ class Openings:
         self.database = database
         self.sessions = session_store
         self._this = s.id == bindparam("session_id")
-        self._prepare_open(rules)
+        self._prepare_new(rules)
+        self._prepare_join(rules)
         self._prepare_record(rules)
 
     def open(self, wanted: Wanted, *, actor: str) -> tuple[Session, Intent | None]:
@@ -192,19 +197,25 @@ class Openings:
 
     # Statements, built once
 
-    def _prepare_open(self, rules: Rules) -> None:
-        began = {
-            "status": SessionStatus.ACTIVE.value,
-            "opened_at": rules.now,
-            "last_activity_at": rules.now,
-            "due_at": rules.in_(rules.policy.create_deadline),
-        }
+    def _prepare_new(self, rules: Rules) -> None:
+        first = {"generation": 1, "turn_count": 0, "turns_before": 0, "created_at": rules.now}
         self._insert = (
             self.database.insert(sessions)
-            .values(generation=1, turn_count=0, turns_before=0, created_at=rules.now, **began)
+            .values(**first, **_began(rules))
             .on_conflict_do_nothing(index_elements=["id"])
             .returning(s.id)
         )
+        # The row goes first: a crash between this and the provider's answer leaves a row that
+        # names what may exist, with a deadline; never a sandbox that no row explains.
+        self._insert_sandbox = insert(sandboxes).values(
+            state=SandboxState.CREATING.value,
+            due_at=rules.in_(rules.policy.create_deadline),
+            created_at=rules.now,
+            attempts=0,
+            claim_token=0,
+        )
+
+    def _prepare_join(self, rules: Rules) -> None:
         expired = exists(
             select(1).where(OF_SESSION, CREATING, b.due_at <= rules.now).correlate(sessions)
         )
@@ -213,21 +224,10 @@ class Openings:
             (expired, EndReason.CREATE_EXPIRED.value),
             else_=None,
         )
-        self._lock = locked(
-            select(s.status, s.tenant).where(self._this),
-            skip=False,
-        )
+        self._lock = locked(select(s.status, s.tenant).where(self._this), skip=False)
         # A statement of its own, with the row locked: one that waits for the lock still sees the
         # sandbox as it was before the record() that it waited for.
         self._over = select(over.label("reason")).where(self._this)
-        forgotten = (
-            "ended_at",
-            "end_reason",
-            "extended_until",
-            "noticed_at",
-            "noticed_activity_at",
-        )
-        limits = ("idle_ttl", "max_age", "max_turn")
         metadata = case(
             (bindparam("keeps_metadata", type_=true().type), s.metadata),
             else_=bindparam("new_metadata", type_=s.metadata.type),
@@ -240,20 +240,11 @@ class Openings:
                 turns_before=s.turn_count,
                 reset_reason=s.end_reason,
                 metadata=metadata,
-                **began,
-                **dict.fromkeys(forgotten, null()),
-                **{name: bindparam(f"new_{name}", type_=s[name].type) for name in limits},
+                **_began(rules),
+                **dict.fromkeys(FORGOTTEN, null()),
+                **{name: bindparam(f"new_{name}", type_=s[name].type) for name in LIMITS},
             )
             .returning(s.generation, s.reset_reason)
-        )
-        # The row goes first: a crash between this and the provider's answer leaves a row that
-        # names what may exist, with a deadline; never a sandbox that no row explains.
-        self._insert_sandbox = insert(sandboxes).values(
-            state=SandboxState.CREATING.value,
-            due_at=rules.in_(rules.policy.create_deadline),
-            created_at=rules.now,
-            attempts=0,
-            claim_token=0,
         )
 
     def _prepare_record(self, rules: Rules) -> None:
@@ -275,3 +266,13 @@ class Openings:
             )
             .returning(b.key)
         )
+
+
+def _began(rules: Rules) -> dict[str, Any]:
+    """What every generation begins with, the first and the next ones."""
+    return {
+        "status": SessionStatus.ACTIVE.value,
+        "opened_at": rules.now,
+        "last_activity_at": rules.now,
+        "due_at": rules.in_(rules.policy.create_deadline),
+    }

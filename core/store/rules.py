@@ -41,6 +41,9 @@ class Rules:
         # now() is when the transaction began: one that waited since must not take back what a
         # later call was promised.
         self.active_now = Latest(s.last_activity_at, now)
+        # Further ahead only a clock that stepped back explains. Nearer, it may be a touch that was
+        # acknowledged since the transaction that looks at it began.
+        self.active_at_most = Earliest(s.last_activity_at, self.in_(policy.confirm_interval))
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
         idle_at = later(s.last_activity_at, s.idle_ttl)
         kept_until = Latest(idle_at, func.coalesce(s.extended_until, idle_at))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, bindparam, exists, null, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, null, or_, select, update
 
 from ..errors import StoreError
 from ..events import Event, EventKind
@@ -120,33 +120,22 @@ class Sweeps:
         self._clamp_sessions = (
             update(sessions)
             .where(s.id.in_(locked(far, skip=True)))
-            .values(
-                due_at=rules.now,
-                last_activity_at=Earliest(s.last_activity_at, rules.now),
-            )
+            .values(due_at=rules.now, last_activity_at=Earliest(s.last_activity_at, rules.now))
         )
-        create_far = (
-            select(b.key)
-            .where(CREATING, b.due_at > rules.in_(policy.create_deadline + 1.0))
-            .order_by(b.due_at.desc())
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
+
+        def far_sandboxes(state: ColumnElement[bool], seconds: float) -> ColumnElement[bool]:
+            keys = select(b.key).where(state, b.due_at > rules.in_(seconds + 1.0))
+            last_first = keys.order_by(b.due_at.desc()).limit(limit)
+            return b.key.in_(last_first.with_for_update(skip_locked=True))
+
         self._clamp_creates = (
             update(sandboxes)
-            .where(b.key.in_(create_far))
+            .where(far_sandboxes(CREATING, policy.create_deadline))
             .values(due_at=rules.in_(policy.create_deadline))
-        )
-        sandbox_far = (
-            select(b.key)
-            .where(CLOSING, b.due_at > rules.in_(policy.longest_pause + 1.0))
-            .order_by(b.due_at.desc())
-            .limit(limit)
-            .with_for_update(skip_locked=True)
         )
         self._clamp_sandboxes = (
             update(sandboxes)
-            .where(b.key.in_(sandbox_far))
+            .where(far_sandboxes(CLOSING, policy.longest_pause))
             .values(due_at=rules.now, not_before=rules.now)
         )
         self._pulse = update(installation).values(swept_at=rules.now)
@@ -163,7 +152,17 @@ class Sweeps:
         still_due = later(s.due_at, 0.0) <= rules.now
         idle = and_(these, ACTIVE, still_due, rules.over, HAS_RUNNING)
         witnessed = s.noticed_activity_at == s.last_activity_at
-        confirm = rules.policy.confirm_interval
+        self._prepare_endings(rules, idle, witnessed)
+        self._prepare_waits(rules, and_(these, ACTIVE, still_due), and_(idle, witnessed))
+        self._postpone = (
+            update(sessions)
+            .where(s.id == bindparam("session_id"), ACTIVE)
+            .values(due_at=rules.in_(rules.policy.longest_look))
+        )
+
+    def _prepare_endings(
+        self, rules: Rules, idle: ColumnElement[bool], witnessed: ColumnElement[bool]
+    ) -> None:
         self._end = (
             update(sessions)
             .where(idle, witnessed, rules.noticed_long_enough)
@@ -180,18 +179,21 @@ class Sweeps:
             .values(
                 noticed_at=rules.now,
                 noticed_activity_at=s.last_activity_at,
-                due_at=rules.in_(confirm),
+                due_at=rules.in_(rules.policy.confirm_interval),
             )
             .returning(s.id, s.generation)
         )
+
+    def _prepare_waits(
+        self, rules: Rules, due: ColumnElement[bool], noticed: ColumnElement[bool]
+    ) -> None:
+        confirm = rules.policy.confirm_interval
         self._rearm = (
             update(sessions)
-            .where(these, ACTIVE, still_due, ~rules.over)
+            .where(due, ~rules.over)
             .values(
                 due_at=rules.next_look,
-                # Further ahead than this only a clock that stepped back explains. Nearer, it may
-                # be a touch that was acknowledged since this transaction began.
-                last_activity_at=Earliest(s.last_activity_at, rules.in_(confirm)),
+                last_activity_at=rules.active_at_most,
                 noticed_at=null(),
                 noticed_activity_at=null(),
             )
@@ -200,19 +202,12 @@ class Sweeps:
         # batch of them would be one sweep without an end.
         self._wait_for_confirmation = (
             update(sessions)
-            .where(idle, witnessed, ~rules.noticed_long_enough)
+            .where(noticed, ~rules.noticed_long_enough)
             .values(due_at=later(s.noticed_at, confirm))
         )
         # Its sandbox is not there yet: the create's own deadline decides, in the next step.
         self._wait_for_create = (
-            update(sessions)
-            .where(these, ACTIVE, still_due, ~HAS_RUNNING)
-            .values(due_at=rules.in_(confirm))
-        )
-        self._postpone = (
-            update(sessions)
-            .where(s.id == bindparam("session_id"), ACTIVE)
-            .values(due_at=rules.in_(rules.policy.longest_look))
+            update(sessions).where(due, ~HAS_RUNNING).values(due_at=rules.in_(confirm))
         )
 
     def _prepare_creates(self, rules: Rules) -> None:

@@ -33,6 +33,7 @@ class Teardowns:
         self.installation = installation
         self._prepare_claim(rules)
         self._prepare_outcomes(rules)
+        self._prepare_quarantine(rules)
 
     def claim(
         self, session_id: str, generation: int, worker: str, *, early: bool = False
@@ -201,6 +202,8 @@ class Teardowns:
             )
             .returning(b.attempts)
         )
+
+    def _prepare_quarantine(self, rules: Rules) -> None:
         in_quarantine = and_(CLOSING, b.quarantined_at.is_not(None))
         self._quarantined = (
             select(b.key, b.session_id, b.generation, b.provider, b.attempts, b.last_error)
