@@ -136,7 +136,7 @@ class Story:
             rows.append(
                 Row(
                     session=conversation,
-                    server="B" if conversation == SILENT else "A (dead)",
+                    server="B" if conversation == SILENT else "A (dead)" if self.killed_at else "A",
                     doing=self._doing(conversation),
                     status=line.status + (f" ({line.end_reason})" if line.end_reason else ""),
                     sandbox=line.sandbox,
