@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -76,12 +77,28 @@ def prepare(engine: Engine) -> Engine:
     once (a transaction that read first and writes later would fail instead of waiting); on
     PostgreSQL, READ COMMITTED, which the conditional statements are written for.
     """
+    _forget_in_children(engine)
     if engine.dialect.name == "sqlite":
         if not event.contains(engine, "connect", _sqlite_connected):
             event.listen(engine, "connect", _sqlite_connected)
             event.listen(engine, "begin", _sqlite_begins)
         return engine
     return engine.execution_options(isolation_level="READ COMMITTED")
+
+
+def _forget_in_children(engine: Engine) -> None:
+    """
+    A server that forks after it connected (gunicorn's preload) would share its connections with
+    its children, which then read the answers to each other's statements: silently wrong rows.
+    """
+    if hasattr(os, "register_at_fork"):
+        this = weakref.ref(engine)
+        os.register_at_fork(after_in_child=lambda: _forget(this()))
+
+
+def _forget(engine: Engine | None) -> None:
+    if engine is not None:
+        engine.dispose(close=False)  # the connections are the parent's, and stay open
 
 
 def _url(database_url: str) -> URL:
@@ -175,7 +192,7 @@ class System:
         Forget the connections of the parent without closing them: a child that used one would
         read the answers to the parent's statements, and tear down somebody's live session.
         """
-        self.engine.dispose(close=False)
+        _forget(self.engine)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -395,6 +395,15 @@ MUTANTS = (
         at("lifecycle", "a_late_end_of_one_generation_never_ends_the_next"),
     ),
     Mutant(
+        "children keep their parent's connections",
+        "S1: two processes never read the answers to each other's statements",
+        "core/wiring.py",
+        """    _forget_in_children(engine)
+    if engine""",
+        """    if engine""",
+        at("wiring", "a_forked_child_does_not_use_its_parents_connections", on=""),
+    ),
+    Mutant(
         "activity goes back",
         "S1: an acknowledged touch counts from when it was acknowledged",
         RULES,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -20,6 +23,8 @@ from core.schema import sessions
 from core.store import Store
 from core.wiring import System, make_engine, opened, prepare
 from tests.fakes import FakeCloud
+
+ROOT = Path(__file__).resolve().parents[1]
 
 FAKE = "tests.fakes:FakeCloud"
 CLOSED_PORT = 1
@@ -356,3 +361,31 @@ def test_an_engine_of_ones_own_is_made_fit(sqlite_url: str) -> None:
     assert prepare(prepare(own)) is own
     assert Store(own).installation
     own.dispose()
+
+
+def test_a_forked_child_does_not_use_its_parents_connections(postgresql_url: str) -> None:
+    """S1: two processes on one connection would read the answers to each other's statements."""
+    script = f"""
+import os
+from core.wiring import make_engine
+engine = make_engine({postgresql_url!r})
+backend = lambda: engine.connect().exec_driver_sql("SELECT pg_backend_pid()").scalar()
+with engine.connect() as connection:
+    parents = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+child = os.fork()
+if child == 0:
+    os._exit(10 if backend() != parents else 11)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(code, backend() == parents)
+"""
+
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    assert run.stdout.split() == ["10", "True"], run.stderr
