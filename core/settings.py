@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,8 +161,10 @@ class Settings(BaseModel):
         known = {name.upper() for name in cls.model_fields}
         unknown = sorted(name for name in values if name not in known)
         if unknown:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {PREFIX}{near[0]}? " if near else ""
             raise SettingsError(
-                f"{PREFIX}{unknown[0]} is not a setting: known are {', '.join(sorted(known))}"
+                f"{PREFIX}{unknown[0]} is not a setting: {hint}known are {', '.join(sorted(known))}"
             )
         try:
             return cls.model_validate({name.lower(): value for name, value in values.items()})

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from core import AsyncLifecycle, InvalidArgument, SessionEnded
+from core import AsyncLifecycle, InvalidArgument, SessionEnded, SessionNotFound
 from tasks import ring
 
 
@@ -39,6 +39,11 @@ async def leave(request: Request, conversation: str) -> None:
 @app.exception_handler(SessionEnded)
 async def ended(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=409)
+
+
+@app.exception_handler(SessionNotFound)
+async def unknown(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, status_code=404)
 
 
 @app.exception_handler(InvalidArgument)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property, wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -281,10 +282,17 @@ def providers_ls(context: Context, json_: bool) -> None:  # noqa: FBT001
 @told
 def up(context: Context, concurrency: int) -> None:
     """Migrate the database, then run a worker and a beat until Ctrl-C."""
+    from tasks.app import app  # noqa: PLC0415
     from tasks.up import commands, supervise  # noqa: PLC0415
 
+    broker = app.connection_for_write().as_uri()  # a bad setting ends here, not in each child
     with opened(context.settings.database_url) as engine:
         migrations.upgrade(engine)
+        database = engine.url.render_as_string(hide_password=True)
+        click.echo(f"database {database}, broker {broker}, in {Path.cwd()}")
+    scope = context.system.provider.scope()
+    click.echo(f"provider {context.system.provider.name} ({scope})")
+    context.closing.close()  # the children connect by themselves
     raise SystemExit(supervise(commands(concurrency=concurrency)))
 
 

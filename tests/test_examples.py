@@ -57,6 +57,14 @@ def test_leaving_ends_the_session(client: TestClient, sqlite_url: str) -> None:
     engine.dispose()
 
 
+def test_leaving_what_is_not_there_is_a_clear_error(client: TestClient) -> None:
+    """Nobody's conversation is not found, which is no fault of the server."""
+    answer = client.delete("/conversations/nobody")
+
+    assert answer.status_code == 404
+    assert "no session 'nobody'" in answer.json()["error"]
+
+
 def test_an_id_that_cannot_be_one_is_a_clear_error(client: TestClient) -> None:
     """A malformed id is the caller's mistake, in words."""
     answer = client.post("/conversations/not%20an%20id/messages")

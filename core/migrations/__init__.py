@@ -43,7 +43,11 @@ def require(engine: Engine) -> None:
     if found == needed:
         return
     state = "was never migrated" if found is None else f"is at revision {found}"
-    what = "upgrade Sandkeeper" if (found or "") > needed else "run `sandkeeper db upgrade`"
+    what = (
+        "upgrade Sandkeeper"
+        if (found or "") > needed
+        else "run `sandkeeper db upgrade` (`./run db upgrade` in a checkout)"
+    )
     raise SchemaOutdated(f"the database {state}, this version needs {needed}: {what}")
 
 
