@@ -13,7 +13,7 @@ from enum import StrEnum
 from .errors import InvalidArgument
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-REASON = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")
+PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")
 TENANT = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEY_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 KEY_LENGTH = 26
@@ -159,16 +159,18 @@ def check_tenant(tenant: object) -> str:
 
 def check_reason(reason: object) -> str:
     """The reason as it was given, or InvalidArgument that says what a reason looks like."""
-    if isinstance(reason, str) and REASON.fullmatch(reason) and reason.isprintable():
-        return reason
-    raise InvalidArgument(f"reason {_shown(reason)}: use 1 to 200 printable characters")
+    return _printable("reason", reason)
 
 
 def check_holder(holder: object) -> str:
     """The holder as it was given, or InvalidArgument that says what a holder looks like."""
-    if isinstance(holder, str) and REASON.fullmatch(holder) and holder.isprintable():
-        return holder
-    raise InvalidArgument(f"holder {_shown(holder)}: use 1 to 200 printable characters")
+    return _printable("holder", holder)
+
+
+def _printable(name: str, value: object) -> str:
+    if isinstance(value, str) and PRINTABLE.fullmatch(value) and value.isprintable():
+        return value
+    raise InvalidArgument(f"{name} {_shown(value)}: use 1 to 200 printable characters")
 
 
 def new_key() -> str:
