@@ -91,6 +91,7 @@ _confirmed = {"confirm_timeout": 5} if _amqp else {}  # per call; there is no se
 # ignore both, and every provider call has a deadline of its own).
 task_soft_time_limit = _settings.claim_ttl + 15
 task_time_limit = _settings.claim_ttl + 30
+_reconcile_within = max(60.0, _settings.reconcile_interval)
 
 # --- The broker
 broker_url = _settings.broker_url
@@ -120,7 +121,9 @@ elif _redis:
     broker_transport_options = {
         # Unacknowledged for longer than this runs again, at the same time: it must outlast the
         # wait of a retry and the longest task. A worker that was killed gives back after it.
-        "visibility_timeout": max(300, round(task_time_limit + RETRY_WITHIN + 30)),
+        "visibility_timeout": max(
+            300, round(task_time_limit + RETRY_WITHIN + 30), round(_reconcile_within + 60)
+        ),
         "unacked_restore_interval": 5,  # looked at every 5 s, where the defaults round up to 100
         "unacked_restore_throttle": 1,
         "socket_timeout": 5,  # a frozen server would hang publishers for minutes
@@ -155,9 +158,18 @@ task_routes = {
     RECONCILE: _route("sweep"),
     TEARDOWN: _route("teardown"),
 }
-# Whoever enqueues it: the sweep publishes a teardown again after the lease, so an older message
-# is worth nothing, and what workers did not do while they were down does not pile up.
-task_annotations = {TEARDOWN: {"expires": _settings.publish_lease}}
+# Whoever enqueues it: the sweep publishes a teardown again after each lease, so what workers did
+# not do while they were down must not pile up for ever. But much longer than one lease: where a
+# backlog takes longer than that, workers would meet nothing but messages that are too old.
+task_annotations = {
+    TEARDOWN: {"expires": 60 * _settings.publish_lease},
+    # A comparison may take most of its interval; see Policy.reconcile_budget.
+    RECONCILE: {
+        "expires": _settings.reconcile_interval,
+        "soft_time_limit": _reconcile_within + 15,
+        "time_limit": _reconcile_within + 30,
+    },
+}
 
 # --- Messages
 task_serializer = result_serializer = "json"
@@ -204,10 +216,13 @@ control_exchange = _settings.queue_prefix  # `inspect` asks our workers, not the
 beat_scheduler = "celery.beat:Scheduler"
 beat_schedule = {
     "reap-idle-sessions": _every(SWEEP, _settings.sweep_interval),
+    "reconcile-sandboxes": _every(RECONCILE, _settings.reconcile_interval),
     "purge-ended-sessions": _every(PURGE, _settings.purge_interval),
 }
 # The most that beat sleeps.
-beat_max_loop_interval = min(5.0, _settings.sweep_interval, _settings.purge_interval)
+beat_max_loop_interval = min(
+    5.0, _settings.sweep_interval, _settings.purge_interval, _settings.reconcile_interval
+)
 # Two beats on one host would quarrel over the one mailbox that `inspect ping` writes to. Whether
 # sweeps happen is asked of the database: the last one's pulse is there.
 beat_enable_remote_control = False

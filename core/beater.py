@@ -10,6 +10,8 @@ from typing import Protocol
 
 from .errors import SandkeeperError
 from .events import Event, EventKind
+from .host import Host
+from .model import Session
 
 BATCH = 500
 
@@ -19,14 +21,17 @@ class Beating(Protocol):
 
     id: str
 
+    @property
+    def session(self) -> Session: ...
+
     def lose(self, error: SandkeeperError) -> None: ...
 
 
 class Beater:
     """
     `beat` writes heartbeats for turn ids and returns those that were refused, with the reason.
-    The thread starts with the first turn, is a daemon (a process that wants to exit may), and is
-    forgotten in a forked child, whose parent goes on beating for the turns that it holds.
+    It works from the first turn on. A forked child forgets the turns: its parent holds them, and
+    goes on beating for them.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Beater:
         beat: Callable[[Sequence[str]], dict[str, SandkeeperError]],
         interval: float,
         *,
+        host: Host,
         tell: Callable[[Event], None],
         actor: str,
     ) -> None:
@@ -41,37 +47,34 @@ class Beater:
         self._beat = beat
         self._tell = tell
         self._actor = actor
+        self._loop = host.loop("sandkeeper-beater", self._round, interval)
         self.forget()
         if hasattr(os, "register_at_fork"):
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _reset(this))
 
     def forget(self) -> None:
-        """Start over without turns and without a thread."""
+        """Start over without turns."""
         self._turns: dict[str, Beating] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def add(self, turn: Beating) -> None:
         with self._lock:
             self._turns[turn.id] = turn
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._stop,), name="sandkeeper-beater", daemon=True
-                )
-                self._thread.start()
+        self._loop.start()
 
     def remove(self, turn: Beating) -> None:
         with self._lock:
             self._turns.pop(turn.id, None)
 
+    def sessions(self) -> dict[str, Session]:
+        """The sessions that turns are open on, by id, as they were when the turns began."""
+        with self._lock:
+            return {turn.session.id: turn.session for turn in self._turns.values()}
+
     def close(self) -> None:
         """Stop beating. Turns that are still open go idle."""
-        self._stop.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=5.0)
+        self._loop.stop()
         self.forget()
 
     def once(self) -> bool:
@@ -93,11 +96,9 @@ class Beater:
                     turns[turn_id].lose(reason)
         return True
 
-    def _run(self, stop: threading.Event) -> None:
-        pause = self.interval
-        while not stop.wait(pause):
-            # After an outage the first heartbeat must come before the second look of the sweep.
-            pause = self.interval if self.once() else self.interval / 4
+    def _round(self) -> float:
+        # After an outage the first heartbeat must come before the second look of the sweep.
+        return self.interval if self.once() else self.interval / 4
 
 
 def _reset(this: weakref.ref[Beater]) -> None:

@@ -26,10 +26,21 @@ class EventKind(StrEnum):
     TEARDOWN_FAILED = "teardown_failed"  # an attempt failed and will be made again
     TEARDOWN_QUARANTINED = "teardown_quarantined"  # as above, and an operator should look
     SANDBOX_GONE = "sandbox_gone"  # the provider confirmed absence; once a generation
+    ORPHAN_GONE = "orphan_gone"  # a sandbox that no row explains was torn down
+    DESTRUCTION_HELD = "destruction_held"  # everything destructive waits for an operator
+    HOLD_DECIDED = "hold_decided"  # an operator approved or denied
+    STORE_RESTORED = "store_restored"  # an operator said that a backup was brought back
+    CIRCUIT_OPENED = "circuit_opened"  # a provider fails: no more calls for a while
+    CIRCUIT_CLOSED = "circuit_closed"  # it answers again
     ROW_POISONED = "row_poisoned"  # the sweep could not move this row, and went on without it
     # Not moves: logged only.
     FAN_OUT_FAILED = "fan_out_failed"  # teardowns were not published; the next sweep does it
     BEAT_FAILED = "beat_failed"  # heartbeats could not be written; they are tried again
+    SWEEP_LATE = "sweep_late"  # the sweep's pulse is old, or there never was one
+    EXTEND_FAILED = "extend_failed"  # the provider's TTL was not extended; it is tried again
+    RECONCILE_SKIPPED = "reconcile_skipped"  # a provider could not be compared; nothing concluded
+    ORPHAN_FAILED = "orphan_failed"  # one was not torn down; the next pass tries again
+    OTHER_INSTALLATIONS = "other_installations"  # the account has sandboxes that are not ours
     TURN_LOST = "turn_lost"  # a heartbeat was refused; the holder was told
     TURN_END_FAILED = "turn_end_failed"  # a turn's end was not recorded; it stops beating
 
@@ -40,8 +51,18 @@ _WARNINGS = {
     EventKind.BEAT_FAILED,
     EventKind.TURN_LOST,
     EventKind.TURN_END_FAILED,
+    EventKind.EXTEND_FAILED,
+    EventKind.RECONCILE_SKIPPED,
+    EventKind.ORPHAN_FAILED,
+    EventKind.OTHER_INSTALLATIONS,
+    EventKind.CIRCUIT_OPENED,
 }
-_ERRORS = {EventKind.TEARDOWN_QUARANTINED, EventKind.ROW_POISONED}
+_ERRORS = {
+    EventKind.TEARDOWN_QUARANTINED,
+    EventKind.ROW_POISONED,
+    EventKind.DESTRUCTION_HELD,
+    EventKind.SWEEP_LATE,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from .policy import Policy
 from .providers.base import SandboxProvider
 from .reaper import Doorbell
 from .store import Store
-from .wiring import System, prepare
+from .wiring import System, prepare, watchdog, witness
 
 
 class Lifecycle(Keeper):
@@ -33,8 +33,10 @@ class Lifecycle(Keeper):
         sinks: Sequence[Sink] = (Log(),),
     ) -> None:
         """Bring your own engine: the tables must be there (`sandkeeper db upgrade`)."""
-        store = Store(prepare(engine), policy=policy, sinks=sinks)
-        super().__init__(store, provider, spec=spec, doorbell=doorbell)
+        engine = prepare(engine)
+        store = Store(engine, policy=policy, sinks=sinks, witness=witness(engine))
+        loops = (watchdog(store, {provider.name: provider}, doorbell),)
+        super().__init__(store, provider, spec=spec, doorbell=doorbell, loops=loops)
 
     def close(self) -> None:
         """Stop the heartbeats, and close the connections that from_env opened."""
@@ -51,7 +53,13 @@ class Lifecycle(Keeper):
         keeper = cls.__new__(cls)
         keeper._system = system  # noqa: SLF001 - a Lifecycle of our own making
         Keeper.__init__(
-            keeper, system.store, system.provider, spec=system.settings.spec, doorbell=doorbell
+            keeper,
+            system.store,
+            system.provider,
+            providers=system.providers,
+            spec=system.settings.spec,
+            doorbell=doorbell,
+            loops=(system.watchdog(doorbell),),
         )
         return keeper
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Self
 
 from . import identifiers
+from .backstop import Backstop
 from .beater import Beater
 from .errors import (
     AuthFailed,
@@ -23,6 +22,7 @@ from .errors import (
     RateLimited,
 )
 from .events import Event, EventKind
+from .host import Host, Loop
 from .model import (
     Intent,
     Session,
@@ -43,8 +43,10 @@ LONGEST_JSON = 16_384
 
 class Keeper:
     """
-    The lifecycle of sessions on one store and one provider. Thread-safe; make one per process.
-    `doorbell` rings for a teardown after the commit and must return at once.
+    The lifecycle of sessions on one store. `provider` makes new sandboxes, `providers` may have
+    made older ones. Thread-safe; make one per process.
+    `doorbell` rings for a teardown after the commit and must return at once;
+    `loops` are begun with the first call and stopped with close().
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class Keeper:
         store: Store,
         provider: SandboxProvider,
         *,
+        providers: Mapping[str, SandboxProvider] | None = None,
         spec: Mapping[str, object] | None = None,
         doorbell: Callable[[list[tuple[str, int]]], None] | None = None,
         holder: str | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        host: Host | None = None,
+        loops: Sequence[Loop] = (),
     ) -> None:
         self.store = store
         self.policy = store.policy
@@ -64,14 +67,22 @@ class Keeper:
         self.spec = dict(spec or {})
         self.doorbell = doorbell
         self.holder = holder or f"{socket.gethostname()}:{os.getpid()}"
-        self._monotonic = monotonic
-        self._sleep = sleep
+        self._host = host or Host()
         self._beater = Beater(
             store.turns.beat,
             self.policy.heartbeat,
+            host=self._host,
             tell=store.database.tell,
             actor=self.holder,
         )
+        self._backstop = Backstop(
+            store,
+            {**(providers or {}), provider.name: provider},
+            self._beater.sessions,
+            host=self._host,
+            actor=self.holder,
+        )
+        self._loops = tuple(loops)
 
     def open(
         self,
@@ -93,7 +104,7 @@ class Keeper:
         made, and SessionEnded when the session was ended while it was made; call again then.
         """
         if session_id is None:
-            session_id = identifiers.new_id()
+            session_id = identifiers.new_id(self._host)
         wanted = Wanted(
             session_id=check_session_id(session_id),
             tenant=check_tenant(tenant),
@@ -108,16 +119,24 @@ class Keeper:
         return self._open(wanted)
 
     def _open(self, wanted: Wanted) -> Session:
-        asked = self._monotonic()
+        asked = self._host.monotonic()
         session, intent = self.store.openings.open(wanted, actor=self.holder)
+        self._work_on(session.id)
         if intent is None:
+            self._backstop.begun(session)
             return session
         # From the row's own date: what this process begins to create after it, nobody would close.
         made = self._create(intent, deadline=asked + 0.9 * intent.seconds_left)
         external_id = made.ref.external_id
         if external_id is None:
             raise OutcomeUnknown(f"the provider gave no id for {intent.name}: open() again")
-        return self.store.openings.record(intent, external_id, actor=self.holder)
+        return self.store.openings.record(
+            intent,
+            external_id,
+            actor=self.holder,
+            expires_at=made.expires_at,
+            has_ttl=self._backstop.is_set(self.provider),
+        )
 
     def turn(self, session_id: str, *, holder: str | None = None) -> Turn:
         """
@@ -125,27 +144,33 @@ class Keeper:
         background thread of this process however long it is silent, and ends on exit. Entering
         raises SessionEnded, SessionNotReady or SessionNotFound.
         """
+        self._work_on(check_session_id(session_id))
         return Turn(
             self.store,
             self._beater,
-            check_session_id(session_id),
-            turn_id=identifiers.new_id(),
+            session_id,
+            turn_id=identifiers.new_id(self._host),
             holder=self.holder if holder is None else check_holder(holder),
-            monotonic=self._monotonic,
+            monotonic=self._host.monotonic,
+            begun=self._backstop.begun,
         )
 
     def touch(self, session_id: str) -> None:
         """Count as activity what is no turn. Raises SessionEnded or SessionNotFound."""
         self.store.sessions.touch(check_session_id(session_id))
+        self._work_on(session_id)
 
     def extend(self, session_id: str, by: timedelta | float) -> Session:
         """
         Keep an idle session for so long from now (seconds or timedelta). Its max age still
         holds: `extended_until` of the answer is what was granted. Raises SessionEnded.
         """
-        return self.store.sessions.extend(
+        session = self.store.sessions.extend(
             check_session_id(session_id), duration("by", by), actor=self.holder
         )
+        self._work_on(session_id)
+        self._backstop.extend_now(session_id)  # before the caller has our word
+        return session
 
     def end(self, session_id: str, *, reason: str = "ended") -> Session:
         """
@@ -163,14 +188,23 @@ class Keeper:
         return self.store.sessions.get(check_session_id(session_id))
 
     def close(self) -> None:
-        """Stop the heartbeats; turns that are still open go idle."""
+        """Stop the heartbeats and what else runs in the background; open turns go idle."""
         self._beater.close()
+        self._backstop.stop()
+        for loop in self._loops:
+            loop.stop()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _work_on(self, session_id: str) -> None:
+        """What runs in the background begins with the first call, in the process that makes it."""
+        self._backstop.watch(session_id)
+        for loop in self._loops:
+            loop.start()
 
     def _ring(self, session: Session) -> None:
         """Best effort: the end is committed, and the next sweep covers what was not heard."""
@@ -200,22 +234,23 @@ class Keeper:
         """
         self._check_same_place(intent)
         spec = _spec(intent.spec)
+        ttl = intent.ttl if self._backstop.is_set(self.provider) else None
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 return self.provider.create(
-                    intent.name, intent.labels, spec, ttl=None, deadline=deadline
+                    intent.name, intent.labels, spec, ttl=ttl, deadline=deadline
                 )
             except ProviderError as error:
                 if not error.retryable:
                     self._give_up(intent)
                     raise
-                pause = 0.2 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311
+                pause = 0.2 * 2**attempt * (1.0 - self._host.spread() / 2.0)
                 if isinstance(error, RateLimited):
                     pause = max(pause, error.retry_after or 0.0)
-                out_of_time = self._monotonic() + pause >= deadline
+                out_of_time = self._host.monotonic() + pause >= deadline
                 if isinstance(error, QuotaExceeded) or attempt == CREATE_ATTEMPTS or out_of_time:
                     raise
-                self._sleep(pause)
+                self._host.sleep(pause)
         raise AssertionError("unreachable")
 
     def _check_same_place(self, intent: Intent) -> None:

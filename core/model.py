@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -56,6 +55,14 @@ class EndReason(StrEnum):
     CREATE_EXPIRED = "create_expired"  # nobody finished creating it in time
 
 
+class OrphanKind(StrEnum):
+    """Why no row explains a sandbox that carries our labels."""
+
+    ROWLESS = "rowless"  # no row has its key: the row was lost, or is in another database
+    LATE = "late"  # its row is gone: a create landed after its teardown was confirmed
+    TWIN = "twin"  # its row has another id: a create was answered twice
+
+
 class TurnOutcome(StrEnum):
     """How a turn came to its end."""
 
@@ -78,6 +85,7 @@ class Sandbox:
     external_id: str | None
     created_at: datetime
     due_at: datetime | None
+    expires_at: datetime | None  # what the provider's own TTL allows; None where it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +132,9 @@ class Claim:
     scope: str | None
     external_id: str | None
     attempts: int
+    quarantined: bool = False
+    failures: int = 0  # of its provider, in a row
+    spacing: float = 0.0  # seconds that its provider wants between two calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +148,7 @@ class Intent:
     labels: Mapping[str, str]
     provider: str
     scope: str
+    ttl: float | None = None  # seconds that the provider is asked to let it live
     seconds_left: float  # until nobody may create it any more, counted from the read
     spec: Mapping[str, object] = field(default_factory=dict)
 
@@ -173,9 +185,10 @@ def _printable(name: str, value: object) -> str:
     raise InvalidArgument(f"{name} {_shown(value)}: use 1 to 200 printable characters")
 
 
-def new_key() -> str:
+def new_key(randbits: Callable[[int], int]) -> str:
     """130 random bits: a sandbox key is never reused, not even after a restore from backup."""
-    return "".join(secrets.choice(KEY_ALPHABET) for _ in range(KEY_LENGTH))
+    bits = randbits(5 * KEY_LENGTH)
+    return "".join(KEY_ALPHABET[bits >> 5 * place & 31] for place in range(KEY_LENGTH))
 
 
 def sandbox_name(installation: str, key: str) -> str:
@@ -198,6 +211,50 @@ def sandbox_labels(
         "sandkeeper-created-at": str(int(created_at.timestamp())),
         "sandkeeper-schema": "1",
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ownership:
+    """What the labels of a sandbox that is ours say of it."""
+
+    key: str
+    session_digest: str
+    generation: int
+    created_at: int  # seconds since 1970, by the database's clock when its row was written
+
+
+def ownership(name: str, labels: Mapping[str, str], installation: str) -> Ownership | None:
+    """
+    Whose sandbox this is, by name and labels: ours only if every one of them is as we write it.
+    None is not ours, and is never touched (S2).
+    """
+    said = {label: labels.get(f"sandkeeper-{label}") for label in _LABELS}
+    # Strangers label too, and a provider may hand on what is no text.
+    found = {label: value if isinstance(value, str) else "" for label, value in said.items()}
+    key = found["key"]
+    ours = (
+        found["installation"] == installation
+        and all(pattern.fullmatch(found[label]) for label, pattern in _LABELS.items())
+        and name == sandbox_name(installation, key)
+    )
+    if not ours:
+        return None
+    return Ownership(
+        key=key,
+        session_digest=found["session"],
+        generation=int(found["generation"]),
+        created_at=int(found["created-at"]),
+    )
+
+
+_LABELS = {
+    "installation": INSTALLATION,
+    "key": re.compile(rf"[{KEY_ALPHABET}]{{{KEY_LENGTH}}}"),
+    "session": re.compile(r"[0-9a-f]{40}"),
+    "generation": re.compile(r"[1-9][0-9]{0,9}"),
+    "created-at": re.compile(r"[0-9]{1,12}"),
+    "schema": re.compile(r"1"),
+}
 
 
 def _shown(value: object) -> str:

@@ -30,6 +30,12 @@ class Policy:
     quarantine_after: int = 8
     quarantine_retry: float = 900.0
     retention: float = 2592000.0
+    reconcile_interval: float = 300.0
+    orphan_grace: float = 600.0
+    breaker_min: int = 25
+    breaker_ratio: float = 0.2
+    late_after: float = 180.0
+    backstop: float | None = 4.0
     batch: int = 500
 
     @classmethod
@@ -56,6 +62,30 @@ class Policy:
             self.quarantine_retry,
         )
 
+    @property
+    def reconcile_budget(self) -> float:
+        """Seconds that one comparison with a provider may take, its calls included."""
+        return 0.8 * max(60.0, self.reconcile_interval)
+
+    def backstop_ttl(self, idle_ttl: float) -> float | None:
+        """
+        The TTL that a provider is asked for. After the last heartbeat at least three quarters of
+        it are left, which outlast the idle TTL, the confirmation and the teardown.
+        """
+        if self.backstop is None:
+            return None
+        return self.backstop * (max(idle_ttl, self.confirm_interval) + self.confirm_interval)
+
+    @property
+    def extend_interval(self) -> float:
+        """Seconds between two looks for TTLs that have to be extended."""
+        return max(self.heartbeat, (self.backstop or 0.0) * self.confirm_interval / 8)
+
+    @property
+    def extend_claim(self) -> float:
+        """Seconds that one process has to extend one TTL, before another may."""
+        return min(30.0, (self.backstop or 0.0) * self.confirm_interval / 8)
+
     def pause(self, attempts: int, *, spread: float) -> float:
         """
         Seconds until the next attempt of a teardown that has failed `attempts` times. `spread` in
@@ -65,6 +95,11 @@ class Policy:
             longest = self.quarantine_retry
         else:
             longest = min(self.retry_max, self.retry_base * 2.0 ** min(attempts - 1, 32))
+        return longest * (1.0 - spread / 2.0)
+
+    def outage_pause(self, failures: int, *, spread: float) -> float:
+        """Seconds that a circuit stays open after so many failures in a row; jittered."""
+        longest = min(self.retry_max, self.retry_base * 2.0 ** min(max(0, failures - 5), 32))
         return longest * (1.0 - spread / 2.0)
 
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import StrEnum
 
-from .errors import (
-    AuthFailed,
-    ProviderError,
-    RateLimited,
-    SchemaOutdated,
-    StoreError,
-    StoreUnavailable,
-    Unavailable,
-)
+from .errors import SchemaOutdated, StoreError, StoreUnavailable
 from .events import Event, EventKind
-from .model import Claim
-from .providers.base import ProviderState, SandboxProvider, SandboxRef
+from .host import Host
+from .providers.base import SandboxProvider
 from .store import Store
+from .store.guard import Decision, HoldReason
+from .teardown import CALLS_AT_ONCE, Teardown, TeardownOutcome, Undertaker, words
+
+__all__ = ["Doorbell", "Reaper", "SweepReport", "Teardown", "TeardownOutcome"]
+
+ACTOR = "sweep"
 
 Doorbell = Callable[[Sequence[tuple[str, int]]], None]
 """Rings for (session_id, generation) pairs. It may lose them: the sweep rings again."""
@@ -43,26 +38,10 @@ class SweepReport:
         return SweepReport(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
-class TeardownOutcome(StrEnum):
-    """How one attempt went."""
-
-    GONE = "gone"  # the provider confirmed that it is not there
-    REFUSED = "refused"  # nothing to do, or somebody else is at it
-    RETRY = "retry"  # it failed, and is due again
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teardown:
-    """The outcome of one attempt; `retry_after` in seconds when it is RETRY."""
-
-    outcome: TeardownOutcome
-    retry_after: float | None = None
-
-
 class Reaper:
     """
-    Safe to run many at once, twice, or late. `providers` by the name that is on the rows;
-    `monotonic` bounds calls and `spread` in [0, 1) jitters pauses: tests hand in their own.
+    Safe to run many at once, twice, or late. `providers` by the name that is on the rows. All
+    reapers of one process share its `undertaker`, which counts the calls that are under way.
     """
 
     def __init__(
@@ -71,49 +50,71 @@ class Reaper:
         providers: Mapping[str, SandboxProvider],
         *,
         doorbell: Doorbell,
-        monotonic: Callable[[], float] = time.monotonic,
-        spread: Callable[[], float] = random.random,
+        host: Host | None = None,
+        at_once: int = CALLS_AT_ONCE,
+        undertaker: Undertaker | None = None,
     ) -> None:
         self.store = store
         self.policy = store.policy
         self.providers = providers
         self.doorbell = doorbell
-        self.monotonic = monotonic
-        self.spread = spread
+        self.host = host or Host()
+        self._undertaker = undertaker or Undertaker(
+            store, providers, host=self.host, at_once=at_once
+        )
 
     # The sweep
 
-    def sweep(self) -> SweepReport:
+    def sweep(self, *, stand_in: bool = False) -> SweepReport:
         """
         One pass over what is due: clamp, end, notice, re-arm, expire creates, publish teardowns.
         Each step stops with the first batch that is not full. StoreError when the database refuses.
+        `stand_in` when nobody else sweeps, and that must not look as if somebody did.
         """
+        guard = self.store.guard
+        guard.check(actor=ACTOR)
+        ending = self._may_end()
         report = SweepReport(clamped=self._until_short(self.store.sweeps.clamp))
-        report += self._sweep_sessions()
-        report += SweepReport(expired=self._until_short(self.store.sweeps.expired_creates))
+        report += self._sweep_sessions(ending=ending)
+        if ending:
+            report += SweepReport(expired=self._until_short(self.store.sweeps.expired_creates))
         report += self._fan_out()
-        self.store.sweeps.pulse()
+        guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))
         return report
 
-    def _sweep_sessions(self) -> SweepReport:
+    def _may_end(self) -> bool:
+        """The breaker: more ends at once than is plausible are an operator's decision."""
+        mass = self.store.sweeps.mass_end()
+        if mass is None:
+            return True
+        decision = self.store.guard.decision(HoldReason.MASS_END)
+        if decision is None:
+            self.store.guard.hold(HoldReason.MASS_END, mass, actor=ACTOR)
+        return decision is Decision.APPROVED
+
+    def _sweep_sessions(self, *, ending: bool) -> SweepReport:
         total = SweepReport()
         while True:
             try:
-                looked, rearmed, noticed, ended = self.store.sweeps.sessions(self.policy.batch)
+                looked, rearmed, noticed, ended = self.store.sweeps.sessions(
+                    self.policy.batch, ending=ending
+                )
             except (StoreUnavailable, SchemaOutdated):
                 raise
             except StoreError:
-                return total + self._one_by_one()
+                return total + self._one_by_one(ending=ending)
             total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
             if looked < self.policy.batch:
                 return total
 
-    def _one_by_one(self) -> SweepReport:
+    def _one_by_one(self, *, ending: bool) -> SweepReport:
         """Some row makes its batch fail: move the others without it, and show it."""
         total = SweepReport()
         for session_id in self.store.sweeps.due_sessions(self.policy.batch):
             try:
-                _, rearmed, noticed, ended = self.store.sweeps.sessions(1, only=session_id)
+                _, rearmed, noticed, ended = self.store.sweeps.sessions(
+                    1, only=session_id, ending=ending
+                )
                 total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
             except (StoreUnavailable, SchemaOutdated):
                 raise
@@ -131,7 +132,7 @@ class Reaper:
             self.store.database.tell(
                 Event(
                     kind=EventKind.ROW_POISONED,
-                    actor="sweep",
+                    actor=ACTOR,
                     session_id=session_id,
                     detail={"error": str(refused)},
                 )
@@ -144,26 +145,39 @@ class Reaper:
         return total + count
 
     def _fan_out(self) -> SweepReport:
+        """Ring for what is due; of what always fails no more than a batch, after the others."""
+        published = self._ring_until_short()
+        _, failing = self.store.sweeps.to_publish(self.policy.batch, failing=True)
+        if failing and self._ring(failing):
+            published += len(failing)
+        return SweepReport(published=published)
+
+    def _ring_until_short(self) -> int:
         published = 0
         # No longer than the lease: what was published first is due again then, and a slow broker
         # would keep this sweep ringing for the same rows for ever.
-        end = self.monotonic() + self.policy.publish_lease
-        while batch := self.store.sweeps.to_publish(self.policy.batch):
-            try:
-                self.doorbell(batch)
-            except Exception as error:  # noqa: BLE001 - the rows are due again after the lease
-                self.store.database.tell(
-                    Event(
-                        kind=EventKind.FAN_OUT_FAILED,
-                        actor="sweep",
-                        detail={"teardowns": len(batch), "error": _words(error)},
-                    )
-                )
-                break
+        end = self.host.monotonic() + self.policy.publish_lease
+        while True:
+            found, batch = self.store.sweeps.to_publish(self.policy.batch)
+            if batch and not self._ring(batch):
+                return published
             published += len(batch)
-            if len(batch) < self.policy.batch or self.monotonic() >= end:
-                break
-        return SweepReport(published=published)
+            if found < self.policy.batch or self.host.monotonic() >= end:
+                return published
+
+    def _ring(self, batch: Sequence[tuple[str, int]]) -> bool:
+        try:
+            self.doorbell(batch)
+        except Exception as error:  # noqa: BLE001 - the rows are due again after the lease
+            self.store.database.tell(
+                Event(
+                    kind=EventKind.FAN_OUT_FAILED,
+                    actor=ACTOR,
+                    detail={"teardowns": len(batch), "error": words(error)},
+                )
+            )
+            return False
+        return True
 
     def purge(self) -> int:
         """Delete what ended longer ago than the retention; returns how many sessions."""
@@ -178,66 +192,4 @@ class Reaper:
         One attempt to make a sandbox go away and to confirm it. Only a row that says `closing`
         can be claimed, whatever a message says. `early` does not wait for a pause to end.
         """
-        # Counted from before the claim, so that the provider is never called on a claim that
-        # may have run out.
-        deadline = self.monotonic() + 0.8 * self.policy.claim_ttl
-        claim = self.store.teardowns.claim(session_id, generation, worker, early=early)
-        if claim is None:
-            return Teardown(outcome=TeardownOutcome.REFUSED)
-        try:
-            present = self._destroy(claim, deadline)
-        except ProviderError as error:
-            return self._failed(claim, worker, error)
-        except Exception as error:  # noqa: BLE001 - a provider's bug does not end its teardown
-            return self._failed(claim, worker, Unavailable(_words(error)))
-        if present is not None:
-            said = Unavailable(f"destroy was accepted, and the provider still says {present}")
-            return self._failed(claim, worker, said)
-        if self.store.teardowns.gone(claim, actor=worker):
-            return Teardown(outcome=TeardownOutcome.GONE)
-        return Teardown(outcome=TeardownOutcome.REFUSED)
-
-    def _destroy(self, claim: Claim, deadline: float) -> ProviderState | None:
-        """What is left afterwards: None when the provider itself says that it is not there."""
-        provider = self.providers.get(claim.provider)
-        if provider is None:
-            known = ", ".join(sorted(self.providers))
-            raise AuthFailed(
-                f"no provider {claim.provider!r} here, only {known}: run a worker that has it"
-            )
-        scope = provider.scope()
-        if scope != claim.scope:
-            # A not-found from another account says nothing of this sandbox.
-            raise AuthFailed(
-                f"the sandbox is in scope {claim.scope!r}, and this worker is logged in to "
-                f"{scope!r}: give it the credentials of the first"
-            )
-        ref = SandboxRef(name=claim.name, external_id=claim.external_id)
-        provider.destroy(ref, deadline=deadline)
-        left = provider.get(ref, deadline=deadline)
-        return None if left is None or left.state is ProviderState.GONE else left.state
-
-    def _failed(self, claim: Claim, worker: str, error: ProviderError) -> Teardown:
-        limited = isinstance(error, RateLimited)
-        quarantine = not error.retryable or (
-            not limited and claim.attempts >= self.policy.quarantine_after
-        )
-        attempts = self.policy.quarantine_after if not error.retryable else claim.attempts
-        pause = self.policy.pause(max(1, attempts), spread=self.spread())
-        if isinstance(error, RateLimited) and error.retry_after is not None:
-            pause = min(max(error.retry_after, self.policy.retry_base), self.policy.longest_pause)
-        released = self.store.teardowns.release(
-            claim,
-            f"{type(error).__name__}: {error}",
-            pause,
-            actor=worker,
-            counts=not limited,
-            quarantine=quarantine,
-        )
-        if not released:
-            return Teardown(outcome=TeardownOutcome.REFUSED)
-        return Teardown(outcome=TeardownOutcome.RETRY, retry_after=pause)
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return self._undertaker.teardown(session_id, generation, worker=worker, early=early)

@@ -140,6 +140,8 @@ sandboxes = Table(
     Column("running_at", UTCDateTime),
     Column("closing_at", UTCDateTime),
     Column("gone_at", UTCDateTime),
+    Column("expires_at", UTCDateTime),  # what the provider granted; null where it has no TTL
+    Column("extend_at", UTCDateTime),  # not before this is it asked for more
     UniqueConstraint("session_id", "generation"),
     CheckConstraint("state IN ('creating', 'running', 'closing', 'gone')", name="state"),
     CheckConstraint("generation >= 1", name="generation"),
@@ -150,6 +152,7 @@ sandboxes = Table(
     CheckConstraint("(external_id IS NULL) = (running_at IS NULL)", name="running_at"),
     CheckConstraint("state <> 'running' OR external_id IS NOT NULL", name="external_id"),
     CheckConstraint("claimed_by IS NULL OR state = 'closing'", name="claimed_by"),
+    CheckConstraint("(expires_at IS NULL) = (extend_at IS NULL)", name="expires_at"),
     postgresql_with=_ROOM_FOR_TOUCHES,
 )
 # Serves the sweep's fourth step: creates that nobody finished.
@@ -159,12 +162,27 @@ Index(
     postgresql_where=text("state = 'creating'"),
     sqlite_where=text("state = 'creating'"),
 )
+# Serves reconcile: what the provider should have, in the order of keys.
+Index(
+    "sandboxes_running",
+    sandboxes.c.provider,
+    sandboxes.c.key,
+    postgresql_where=text("state = 'running'"),
+    sqlite_where=text("state = 'running'"),
+)
 # Serves the sweep's fifth step: teardowns to publish, most overdue first.
 Index(
     "sandboxes_closing",
     sandboxes.c.due_at,
-    postgresql_where=text("state = 'closing'"),
-    sqlite_where=text("state = 'closing'"),
+    postgresql_where=text("state = 'closing' AND quarantined_at IS NULL"),
+    sqlite_where=text("state = 'closing' AND quarantined_at IS NULL"),
+)
+# Serves the same for those that always fail: they come after the others.
+Index(
+    "sandboxes_failing",
+    sandboxes.c.due_at,
+    postgresql_where=text("state = 'closing' AND quarantined_at IS NOT NULL"),
+    sqlite_where=text("state = 'closing' AND quarantined_at IS NOT NULL"),
 )
 # Serves the quarantine list.
 Index(
@@ -220,7 +238,61 @@ installation = Table(
     Column("id", String(8), nullable=False),
     Column("created_at", UTCDateTime, nullable=False),
     Column("swept_at", UTCDateTime),  # the sweep's pulse
+    Column("stood_in_at", UTCDateTime),  # when an API process last swept because nobody did
+    Column("identity", String(200)),  # of the database that this row was written in
+    Column("epoch", BigInteger, nullable=False, server_default="0"),  # counts sweeps
     CheckConstraint('"row" = 1', name="one"),
+)
+
+# Questions to an operator, one a reason, and the answers. While one is open nothing is destroyed.
+holds = Table(
+    "holds",
+    metadata,
+    Column("reason", String(20), primary_key=True),
+    Column("since", UTCDateTime, nullable=False),
+    Column("detail", JSON, nullable=False),
+    Column("decision", String(8)),
+    Column("decided_by", String(200)),
+    Column("until", UTCDateTime),  # an answer holds until then; null: nothing is destroyed
+    CheckConstraint("decision IN ('approved', 'denied')", name="decision"),
+    CheckConstraint("(decision IS NULL) = (decided_by IS NULL)", name="decided_by"),
+    CheckConstraint("decision IS NOT NULL OR until IS NULL", name="until"),
+)
+
+# What a provider has that carries our labels and that no row explains, until it is gone.
+orphans = Table(
+    "orphans",
+    metadata,
+    Column("provider", String(200), primary_key=True),
+    Column("external_id", String(255), primary_key=True),
+    Column("key", String(26), nullable=False),
+    Column("scope", String(200), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("first_seen_at", UTCDateTime, nullable=False),
+    Column("last_seen_at", UTCDateTime, nullable=False),
+    Column("sightings", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", UTCDateTime, nullable=False),  # a claim or a pause holds others off
+    Column("last_error", Text),
+    CheckConstraint("kind IN ('rowless', 'late', 'twin')", name="kind"),
+)
+
+# How far the comparison with each provider has come, and how healthy the provider is.
+providers = Table(
+    "providers",
+    metadata,
+    Column("provider", String(200), primary_key=True),
+    Column("cursor", String(26), nullable=False, server_default=""),
+    Column("reconciled_at", UTCDateTime),
+    Column("report", JSON),
+    Column("failures", Integer, nullable=False, server_default="0"),  # in a row
+    Column("failed_key", String(26)),  # the last sandbox that failed: one alone proves nothing
+    Column("open_until", UTCDateTime),  # the circuit: no calls before this
+    Column("spacing", Double, nullable=False, server_default="0"),  # seconds between two calls
+    Column("next_call_at", UTCDateTime),
+    Column("limited_until", UTCDateTime),  # it asked for no calls before this
+    Column("last_error", Text),
+    CheckConstraint("failures >= 0 AND spacing >= 0", name="health"),
 )
 
 _RANK = (

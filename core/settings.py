@@ -64,7 +64,8 @@ class Settings(BaseModel):
     provider: Text = Field(
         "local",
         description="Who runs sandboxes: a name from the entry points `sandkeeper.providers`, or "
-        "`module:Class`.",
+        "`module:Class`. Several with commas: new sandboxes are made by the first, and those that "
+        "the others still have are looked after.",
     )
     spec: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
         default_factory=dict,
@@ -138,6 +139,44 @@ class Settings(BaseModel):
     purge_interval: Seconds = Field(
         3600.0, description="How often beat enqueues `purge_ended_sessions` (seconds)."
     )
+    reconcile_interval: Seconds = Field(
+        300.0,
+        description="How often beat enqueues `reconcile_sandboxes`, which compares the provider "
+        "with the database (seconds).",
+    )
+    orphan_grace: Seconds = Field(
+        600.0,
+        description="How long a sandbox that no row explains is watched before it is torn down "
+        "(seconds). It has to be seen in two passes as well.",
+    )
+    breaker_min: int = Field(
+        25,
+        ge=1,
+        description="A sweep that would end more sessions than this, or a reconcile that would "
+        "tear down more rowless sandboxes, asks an operator first, if it is also more than "
+        "BREAKER_RATIO.",
+    )
+    breaker_ratio: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The same as a share of all active sessions, or of all listed sandboxes; 1 "
+        "never asks.",
+    )
+    late_after: Seconds = Field(
+        180.0,
+        description="A sweep whose pulse is older than this is late (seconds): API processes say "
+        "so, and sweep in its place. Three times SWEEP_INTERVAL when not set.",
+    )
+    backstop: Annotated[
+        Annotated[float, Field(ge=3, le=1000, allow_inf_nan=False)] | None,
+        BeforeValidator(_explicit_none),
+    ] = Field(
+        4.0,
+        description="The provider's own TTL, as a multiple of the session's idle TTL: when all of "
+        "Sandkeeper is dead, sandboxes still die. Heartbeats extend it. `none` sets no TTL.",
+    )
     batch: int = Field(
         500, ge=1, le=10_000, description="How many rows one transaction of the sweep moves."
     )
@@ -171,6 +210,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise SettingsError(_explained(error, values)) from error
 
+    @property
+    def provider_names(self) -> list[str]:
+        """The first is where new sandboxes are made."""
+        return [name for name in (part.strip() for part in self.provider.split(",")) if name]
+
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +223,7 @@ class Settings(BaseModel):
         confirm = min(sweep, _number(values.get("idle_ttl"), 1800.0))
         derived.setdefault("confirm_interval", confirm)
         derived.setdefault("publish_lease", sweep)
+        derived.setdefault("late_after", 3 * sweep)
         derived.setdefault(
             "heartbeat", min(15.0, _number(derived["confirm_interval"], confirm) / 2)
         )
@@ -186,6 +231,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.provider_names:
+            raise ValueError(f"PROVIDER {self.provider!r} names no provider: set it to local")
         if self.heartbeat > self.confirm_interval / 2:
             raise ValueError(
                 f"HEARTBEAT {self.heartbeat:g} is more than half of CONFIRM_INTERVAL "
@@ -202,6 +249,12 @@ class Settings(BaseModel):
                 f"RETENTION {self.retention:g} is less than twice CREATE_DEADLINE "
                 f"{self.create_deadline:g}: a create that lands late would not find its row; set "
                 f"it to {2 * self.create_deadline:g} or more"
+            )
+        if self.late_after <= self.sweep_interval:
+            raise ValueError(
+                f"LATE_AFTER {self.late_after:g} is not longer than SWEEP_INTERVAL "
+                f"{self.sweep_interval:g}: every sweep would be late; set it to "
+                f"{3 * self.sweep_interval:g}"
             )
         return self
 

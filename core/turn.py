@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -77,7 +76,8 @@ class Turn:
         *,
         turn_id: str,
         holder: str,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float],
+        begun: Callable[[Session], None] = lambda _: None,
     ) -> None:
         self.id = turn_id
         self.session_id = session_id
@@ -87,6 +87,7 @@ class Turn:
         self._beater = beater
         self._monotonic = monotonic
         self._begun: BegunTurn | None = None
+        self._tell_begun = begun
         self._ceiling = 0.0
 
     @property
@@ -122,6 +123,7 @@ class Turn:
         self._begun = self._store.turns.begin(self.id, self.session_id, self.holder)
         self._ceiling = asked + (self._begun.hard_until - self._begun.started_at).total_seconds()
         self._beater.add(self)
+        self._tell_begun(self._begun.session)
         return self
 
     def end(self, outcome: TurnOutcome = TurnOutcome.COMPLETED) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
@@ -15,13 +17,18 @@ from sqlalchemy.engine import URL
 from . import migrations
 from .errors import SettingsError
 from .events import Log, Sink
+from .host import Host
 from .lifecycle import Keeper
 from .policy import Policy
 from .providers.base import SandboxProvider
 from .providers.registry import load_provider
 from .reaper import Doorbell, Reaper
+from .reconcile import Reconciler
 from .settings import Settings
 from .store import Store
+from .teardown import Undertaker
+from .watchdog import Watchdog
+from .witness import Beside, InMemory, Witness
 
 SQLITE_BUSY = timedelta(seconds=20)
 # A process that is stopped in the middle of a transaction must not hold its locks for ever: the
@@ -128,6 +135,8 @@ def _url(database_url: str) -> URL:
 
 def _sqlite_connected(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves
+    witness = _beside(connection.execute("PRAGMA database_list").fetchone()[2])
+    connection.create_function("sandkeeper_identity", 0, witness.identity if witness else _nobody)
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = NORMAL")
@@ -138,6 +147,41 @@ def _sqlite_connected(connection: Any, _record: object) -> None:
 def _sqlite_begins(connection: Connection) -> None:
     reads = connection.get_execution_options().get("sandkeeper_read", False)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def witness(engine: Engine) -> Witness:
+    """What is remembered of this database outside of it."""
+    if engine.dialect.name == "sqlite":
+        return _beside(engine.url.database or "") or InMemory()
+    return InMemory()
+
+
+def _beside(database: str) -> Beside | None:
+    """A witness for a SQLite file; a database in memory has none, and no copies either."""
+    path = Path(database.removeprefix("file:").partition("?")[0] or ":")
+    return Beside(path.resolve()) if path.is_file() else None
+
+
+def _nobody() -> None:
+    """The identity of a database that nobody else can open."""
+
+
+def watchdog(
+    store: Store, providers: Mapping[str, SandboxProvider], doorbell: Doorbell | None
+) -> Watchdog:
+    """
+    A watchdog whose sweeps ring where the process rings; without a doorbell they end all the
+    same, and whoever tears down finds the rows due.
+    """
+    reaper = Reaper(store, providers, doorbell=doorbell or _silent)
+    actor = f"{socket.gethostname()}:{os.getpid()}"
+    return Watchdog(
+        store, stand_in=lambda: reaper.sweep(stand_in=True), host=reaper.host, actor=actor
+    )
+
+
+def _silent(_due: Sequence[tuple[str, int]]) -> None:
+    """A doorbell that nobody hears."""
 
 
 class System:
@@ -155,7 +199,16 @@ class System:
     ) -> None:
         self.settings = settings
         self.policy = Policy.from_settings(settings)
-        self.provider = load_provider(settings.provider, os.environ if environ is None else environ)
+        environ = os.environ if environ is None else environ
+        made = [load_provider(name, environ) for name in settings.provider_names]
+        self.provider = made[0]
+        self.providers: Mapping[str, SandboxProvider] = {each.name: each for each in made}
+        if len(self.providers) < len(made):
+            names = ", ".join(each.name for each in made)
+            raise SettingsError(
+                f"SANDKEEPER_PROVIDER={settings.provider!r}: two providers have the same name "
+                f"({names}); rows could not tell them apart"
+            )
         self.engine = make_engine(settings.database_url)
         try:
             migrations.require(self.engine)
@@ -164,10 +217,12 @@ class System:
                 policy=self.policy,
                 installation=settings.installation,
                 sinks=(Log(settings.log_format),) if sinks is None else sinks,
+                witness=witness(self.engine),
             )
         except BaseException:
             self.engine.dispose()
             raise
+        self._undertaker = Undertaker(self.store, self.providers, host=Host())
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> System:
@@ -175,17 +230,27 @@ class System:
         environ = os.environ if environ is None else environ
         return cls(Settings.from_env(environ), environ=environ)
 
-    @property
-    def providers(self) -> Mapping[str, SandboxProvider]:
-        return {self.provider.name: self.provider}
-
     def keeper(self, doorbell: Doorbell | None = None) -> Keeper:
-        """What API servers call. `doorbell` rings for teardowns and must not block."""
-        return Keeper(self.store, self.provider, spec=self.settings.spec, doorbell=doorbell)
+        """What a command calls. `doorbell` rings for teardowns and must not block."""
+        return Keeper(
+            self.store,
+            self.provider,
+            providers=self.providers,
+            spec=self.settings.spec,
+            doorbell=doorbell,
+        )
+
+    def watchdog(self, doorbell: Doorbell | None = None) -> Watchdog:
+        """What sweeps in an API process when nobody else does."""
+        return watchdog(self.store, self.providers, doorbell)
+
+    def reconciler(self) -> Reconciler:
+        """What compares the providers with the store."""
+        return Reconciler(self.store, self.providers)
 
     def reaper(self, doorbell: Doorbell) -> Reaper:
         """What tasks call. `doorbell` publishes teardowns, and raises when it cannot."""
-        return Reaper(self.store, self.providers, doorbell=doorbell)
+        return Reaper(self.store, self.providers, doorbell=doorbell, undertaker=self._undertaker)
 
     def after_fork(self) -> None:
         """
@@ -193,6 +258,7 @@ class System:
         read the answers to the parent's statements, and tear down somebody's live session.
         """
         _forget(self.engine)
+        self._undertaker.forget()
 
     def close(self) -> None:
         self.engine.dispose()

@@ -3,86 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import datetime
-from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from core import migrations
-from core.errors import SandkeeperError
-from core.settings import Settings
-from core.wiring import System, opened
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
-
-
-class Context:
-    """What commands share. Nothing is connected before a command needs it."""
-
-    def __init__(self) -> None:
-        self.closing = ExitStack()
-
-    @cached_property
-    def settings(self) -> Settings:
-        return Settings.from_env(os.environ)
-
-    @cached_property
-    def system(self) -> System:
-        system = System(self.settings, environ=os.environ, sinks=())
-        self.closing.callback(system.close)
-        return system
-
-    @property
-    def actor(self) -> str:
-        return f"operator {os.environ.get('USER') or os.getuid()}"
-
-
-def told(command: Command) -> Command:
-    """An operator's mistake is one line and exit code 1, never a traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except SandkeeperError as error:
-            raise click.ClickException(str(error)) from error
-
-    return run  # type: ignore[return-value]
-
-
-def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, json_: bool) -> None:
-    """Rows as a table, or as one JSON array."""
-    if json_:
-        click.echo(json.dumps(list(rows), default=_plain, indent=2))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    # Into a pipe a table keeps its width: what reads it counts columns, not a terminal's cells.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _plain(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
+from core.wiring import opened
+from tasks.commands import Context, as_json, cell, plain, show, told
+from tasks.safety import breaker, db_restored, orphans, reconcile
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -134,6 +64,9 @@ def db_current(context: Context) -> None:
         click.echo(migrations.current(engine) or "never migrated")
 
 
+db.add_command(db_restored)
+
+
 @main.group()
 def sessions() -> None:
     """Look at sessions, and act on them."""
@@ -175,7 +108,7 @@ def sessions_show(context: Context, session_id: str, json_: bool) -> None:  # no
     session = asdict(context.system.keeper().get(session_id))
     history = [asdict(line) for line in context.system.store.history.of_session(session_id)]
     if json_:
-        click.echo(json.dumps({**session, "history": history}, default=_plain, indent=2))
+        click.echo(json.dumps({**session, "history": history}, default=plain, indent=2))
         return
     sandbox = session.pop("sandbox")
     facts = {**session, "sandbox": sandbox["name"], "sandbox_state": sandbox["state"]}
@@ -203,7 +136,7 @@ def sessions_end(context: Context, session_id: str, reason: str) -> None:
 def sessions_extend(context: Context, session_id: str, seconds: float) -> None:
     """Keep an idle session for so many seconds from now."""
     session = _keeper(context).extend(session_id, seconds)
-    click.echo(f"{session.id} is kept until {_cell(session.extended_until)}")
+    click.echo(f"{session.id} is kept until {cell(session.extended_until)}")
 
 
 def _keeper(context: Context) -> Any:
@@ -294,6 +227,10 @@ def up(context: Context, concurrency: int) -> None:
     click.echo(f"provider {context.system.provider.name} ({scope})")
     context.closing.close()  # the children connect by themselves
     raise SystemExit(supervise(commands(concurrency=concurrency)))
+
+
+for command in (breaker, orphans, reconcile):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from celery.exceptions import Reject
 from core.errors import InvalidArgument
 from core.model import check_session_id
 from core.reaper import Reaper, Teardown, TeardownOutcome
-from tasks.app import PURGE, RETRIES, RETRY_WITHIN, SWEEP, TEARDOWN, app
+from tasks.app import PURGE, RECONCILE, RETRIES, RETRY_WITHIN, SWEEP, TEARDOWN, app
 from tasks.doorbell import FanOut
 from tasks.runtime import runtime
 
@@ -49,6 +49,27 @@ def teardown_sandbox(self: Any, session_id: str, generation: int) -> str:
     if teardown.outcome is TeardownOutcome.RETRY:
         _ring_again(self, teardown.retry_after)
     return teardown.outcome.value
+
+
+@app.task(name=RECONCILE, bind=True, shared=False)
+def reconcile_sandboxes(self: Any, provider: object = None) -> list[dict[str, Any]]:
+    """
+    Compare each provider with the store, or one of them. Safe to run twice, late or beside itself:
+    what it tears down it claims by a statement that reads the rows again. With several providers
+    each has a task of its own, so that one that hangs delays no other.
+    """
+    reconciler = runtime.system().reconciler()
+    inline = self.request.is_eager or self.request.called_directly
+    if provider is None and len(reconciler.providers) > 1 and not inline:
+        for name in reconciler.providers:
+            self.apply_async((name,), expires=self.expires)
+        return []
+    if provider is None:
+        return [asdict(report) for report in reconciler.reconcile()]
+    if not isinstance(provider, str) or provider not in reconciler.providers:
+        logger.warning("ReconcileRefused task_id=%s provider=%.60r", self.request.id, provider)
+        return []
+    return [asdict(report) for report in reconciler.reconcile(provider)]
 
 
 @app.task(name=PURGE, bind=True, shared=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from core.host import Host
 from core.lifecycle import Keeper
 from core.migrations import upgrade
 from core.reaper import Reaper
@@ -177,11 +178,13 @@ def keeper(
     store: Store, provider: FakeCloud, rung: list[tuple[str, int]], clock: FrozenClock
 ) -> Iterator[Keeper]:
     """What API servers call. It sleeps by advancing the clock."""
-    with Keeper(store, provider, doorbell=rung.extend, sleep=clock.advance) as keeper:
+    with Keeper(store, provider, doorbell=rung.extend, host=Host(sleep=clock.advance)) as keeper:
         yield keeper
 
 
 @pytest.fixture
 def reaper(store: Store, provider: FakeCloud, rung: list[tuple[str, int]]) -> Reaper:
     """What tasks call. Its pauses have no jitter."""
-    return Reaper(store, {provider.name: provider}, doorbell=rung.extend, spread=lambda: 0.0)
+    return Reaper(
+        store, {provider.name: provider}, doorbell=rung.extend, host=Host(spread=lambda: 0.0)
+    )

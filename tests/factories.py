@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from datetime import datetime
+from secrets import randbits
 from typing import Any
 
 from core.model import Claim, Intent, new_key, sandbox_labels, sandbox_name
@@ -33,14 +35,24 @@ def policy(**overrides: Any) -> Policy:
 
 def labels(**overrides: str) -> dict[str, str]:
     """The labels of one of our sandboxes; overrides are named without `sandkeeper_`."""
-    ours = sandbox_labels(INSTALLATION, new_key(), session_id(), 1, FrozenClock().now)
+    ours = sandbox_labels(INSTALLATION, new_key(randbits), session_id(), 1, FrozenClock().now)
     named = {f"sandkeeper-{name.replace('_', '-')}": value for name, value in overrides.items()}
     return {**ours, **named}
 
 
+def stray(
+    installation: str = INSTALLATION, *, made_at: datetime | None = None
+) -> tuple[str, dict[str, str]]:
+    """Name and labels of a sandbox of that installation that no row knows."""
+    key = new_key(randbits)
+    moment = made_at or FrozenClock().now
+    of = sandbox_labels(installation, key, session_id(), 1, moment)
+    return sandbox_name(installation, key), of
+
+
 def intent(**overrides: Any) -> Intent:
     """A sandbox row as a create sees it."""
-    key = overrides.get("key", new_key())
+    key = overrides.get("key", new_key(randbits))
     of = overrides.get("session_id", session_id())
     generation = overrides.get("generation", 1)
     given: Mapping[str, Any] = {
@@ -58,7 +70,7 @@ def intent(**overrides: Any) -> Intent:
 
 def claim(**overrides: Any) -> Claim:
     """A worker's right to tear one sandbox down, as a teardown sees it."""
-    key = overrides.get("key", new_key())
+    key = overrides.get("key", new_key(randbits))
     given: Mapping[str, Any] = {
         "key": key,
         "token": 1,

@@ -8,11 +8,19 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
 
-from core.errors import ForeignConflict, InvalidSpec, OutcomeUnknown, Unavailable, Unsupported
+from core.errors import (
+    ForeignConflict,
+    InvalidSpec,
+    OutcomeUnknown,
+    RateLimited,
+    Unavailable,
+    Unsupported,
+)
+from core.host import Step
 from core.providers.base import Capability, Page, ProviderState, SandboxInfo, SandboxRef, Spec
 
 # A fault is put between a call and its effect: it decides whether, when and how often that happens.
@@ -30,9 +38,31 @@ class FrozenClock:
         """The time."""
         return self.now
 
+    def monotonic(self) -> float:
+        """The time in seconds, as a machine of this time counts them."""
+        return self.now.timestamp()
+
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass, or go back with a negative number as a stepped clock does."""
         self.now += timedelta(seconds=seconds)
+
+
+class LoopByHand:
+    """A background work whose rounds a test runs: `step()` is one of them."""
+
+    def __init__(self, name: str, step: Step, first_pause: float) -> None:
+        self.name = name
+        self.step = step
+        self.first_pause = first_pause
+        self.runs = False
+
+    def start(self) -> None:
+        """Somebody wants it to run."""
+        self.runs = True
+
+    def stop(self) -> None:
+        """Nobody does any more."""
+        self.runs = False
 
 
 @dataclass(kw_only=True)
@@ -49,11 +79,29 @@ class Box:
     state: ProviderState = ProviderState.RUNNING
 
 
+def _age(box: Box) -> str:
+    """Ids are given in order."""
+    return box.external_id
+
+
 class Call(NamedTuple):
     """One line of the journal: written when a call comes in, whatever becomes of it."""
 
     operation: str
     name: str
+
+
+class Idle:
+    """A background work that never has its turn: for `Host(loop=Idle)`."""
+
+    def __init__(self, name: str, step: Callable[[], float], first_pause: float) -> None:
+        pass
+
+    def start(self) -> None:
+        """Begin nothing."""
+
+    def stop(self) -> None:
+        """Nothing was begun."""
 
 
 @dataclass
@@ -78,6 +126,37 @@ class Hang:
         return effect()
 
 
+class TokenBucket:
+    """
+    So many calls a second, and `burst` at once after a pause. `refused` counts the others, which
+    are told to come back after `retry_after` seconds.
+    """
+
+    def __init__(
+        self, clock: Callable[[], datetime], rate: float, *, burst: int, retry_after: float | None
+    ) -> None:
+        self.rate = rate
+        self.burst = burst
+        self.retry_after = retry_after
+        self.served = 0
+        self.refused = 0
+        self._clock = clock
+        self._tokens = float(burst)
+        self._filled_at = clock()
+
+    def take(self) -> None:
+        """One call, or RateLimited."""
+        now = self._clock()
+        passed = (now - self._filled_at).total_seconds()
+        self._tokens = min(self.burst, self._tokens + self.rate * passed)
+        self._filled_at = now
+        if self._tokens < 1:
+            self.refused += 1
+            raise RateLimited("429", retry_after=self.retry_after)
+        self._tokens -= 1
+        self.served += 1
+
+
 class FakeCloud:
     """
     A SandboxProvider in memory, safe to call from many threads. `boxes` is its truth, dead ones
@@ -95,13 +174,20 @@ class FakeCloud:
         capabilities: frozenset[Capability] = frozenset(Capability),
         account: str = "test-account",
         page_size: int = 100,
+        name: str | None = None,
     ) -> None:
+        self.name = name or self.name
         self.capabilities = capabilities
         self.account = account  # change it, and what the old account has is not found any more
         self.page_size = page_size
+        self.bucket: TokenBucket | None = None  # what limits its calls
+        self.longest_ttl: float | None = None  # more than this is never granted
+        self.tells_expiry = True
         self.boxes: dict[str, Box] = {}
         self.calls: list[Call] = []
         self.kills: Counter[str] = Counter()
+        self.unlisted: set[str] = set()  # ids that a listing leaves out, though they live
+        self.lingering: set[str] = set()  # ids that a listing still has, though they are gone
         self._clock = clock or (lambda: datetime.now(UTC))
         self._monotonic = monotonic
         self._ids = itertools.count(1)
@@ -140,6 +226,15 @@ class FakeCloud:
         """Everything of this name is gone, and nobody was told. It counts as nobody's kill."""
         for box in self.alive(name):
             box.state = ProviderState.GONE
+
+    def before(self, operation: str, act: Effect, *, after: int = 0) -> None:
+        """Something happens elsewhere while the call is on its way; `after` so many calls."""
+
+        def fault(effect: Effect) -> Any:
+            act()
+            return effect()
+
+        self._plan(operation, fault, after=after)
 
     # What a test makes go wrong
 
@@ -257,14 +352,14 @@ class FakeCloud:
             wanted = labels.items()
             rest = [
                 box
-                for box in self.alive()
+                for box in self._listed()
                 if box.scope == self.account
                 and wanted <= box.labels.items()
                 and box.external_id > (cursor or "")
             ]
             page = rest[: self.page_size]
             more = page[-1].external_id if len(rest) > len(page) else None
-            return Page(items=tuple(self._info(box) for box in page), cursor=more)
+            return Page(items=tuple(self._shown(box) for box in page), cursor=more)
 
         page: Page = self._call("list", cursor or "", effect, deadline)
         return page
@@ -273,14 +368,14 @@ class FakeCloud:
         """Expire so many seconds from now, on this cloud's clock."""
         self._need(Capability.TTL)
 
-        def effect() -> datetime:
+        def effect() -> datetime | None:
             boxes = self._found(ref)
             if not boxes:
                 raise Unavailable(f"{ref.name} is not there to be extended")
-            boxes[0].expires_at = self._clock() + timedelta(seconds=ttl)
-            return boxes[0].expires_at
+            boxes[0].expires_at = self._clock() + timedelta(seconds=self._granted(ttl))
+            return boxes[0].expires_at if self.tells_expiry else None
 
-        expiry: datetime = self._call("extend", ref.name, effect, deadline)
+        expiry: datetime | None = self._call("extend", ref.name, effect, deadline)
         return expiry
 
     # How it works
@@ -298,6 +393,8 @@ class FakeCloud:
             raise OutcomeUnknown(f"{operation} of {name} was called after its deadline")
         with self._lock:
             self.calls.append(Call(operation, name))
+            if self.bucket is not None:
+                self.bucket.take()
             planned = self._faults.get(operation)
             fault = planned.popleft() if planned else None
         return fault(locked) if fault else locked()
@@ -311,14 +408,30 @@ class FakeCloud:
             spec=spec,
             scope=self.account,
             created_at=self._clock(),
-            expires_at=self._clock() + timedelta(seconds=ttl or 0) if lives else None,
+            expires_at=self._clock() + timedelta(seconds=self._granted(ttl or 0))
+            if lives
+            else None,
         )
         self.boxes[box.external_id] = box
         return box
 
+    def _granted(self, ttl: float) -> float:
+        return ttl if self.longest_ttl is None else min(ttl, self.longest_ttl)
+
     def _lives(self, box: Box) -> bool:
         expired = box.expires_at is not None and box.expires_at <= self._clock()
         return box.state is not ProviderState.GONE and not expired
+
+    def _listed(self) -> Sequence[Box]:
+        late = [box for box in self.boxes.values() if box.external_id in self.lingering]
+        there = [box for box in self.alive() if box.external_id not in self.unlisted]
+        return sorted({box.external_id: box for box in there + late}.values(), key=_age)
+
+    def _shown(self, box: Box) -> SandboxInfo:
+        """As a listing has it: one that is behind says of what is gone that it runs."""
+        info = self._info(box)
+        late = box.external_id in self.lingering
+        return replace(info, state=ProviderState.RUNNING) if late else info
 
     def _named(self, name: str) -> Sequence[Box]:
         return [box for box in self.alive(name) if box.scope == self.account]
@@ -335,7 +448,7 @@ class FakeCloud:
             state=box.state,
             labels=dict(box.labels),
             created_at=box.created_at,
-            expires_at=box.expires_at,
+            expires_at=box.expires_at if self.tells_expiry else None,
         )
 
     def _need(self, capability: Capability) -> None:

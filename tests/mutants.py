@@ -72,6 +72,7 @@ def at(file: str, *names: str, on: str = "sqlite") -> tuple[str, ...]:
 
 SWEEPS, RULES, TURNS = "core/store/sweeps.py", "core/store/rules.py", "core/store/turns.py"
 TEARDOWNS, REAPER, LIFECYCLE = "core/store/teardowns.py", "core/reaper.py", "core/lifecycle.py"
+TEARDOWN = "core/teardown.py"
 OPENINGS, SESSIONS, DATABASE = (
     "core/store/openings.py",
     "core/store/sessions.py",
@@ -84,16 +85,16 @@ MUTANTS = (
         "end without a notice",
         "S5: no session is ended at first sight",
         SWEEPS,
-        ".where(idle, witnessed, rules.noticed_long_enough)",
-        ".where(idle)",
+        ".where(idle, witnessed, rules.noticed_long_enough, UNHELD)",
+        ".where(idle, UNHELD)",
         at("reaper", "an_idle_session_is_noticed_first_and_ended_at_a_later_look"),
     ),
     Mutant(
         "activity since the notice is not looked for",
         "S5: only a look that finds no activity since may end",
         SWEEPS,
-        ".where(idle, witnessed, rules.noticed_long_enough)",
-        ".where(idle, rules.noticed_long_enough)",
+        ".where(idle, witnessed, rules.noticed_long_enough, UNHELD)",
+        ".where(idle, rules.noticed_long_enough, UNHELD)",
         at("reaper", "activity_between_notice_and_end_wins")
         + at("safeguards", "activity_after_a_notice_asks_for_a_new_notice"),
     ),
@@ -101,8 +102,8 @@ MUTANTS = (
         "the confirm interval is not waited for",
         "S5: live turns beat between notice and end",
         SWEEPS,
-        ".where(idle, witnessed, rules.noticed_long_enough)",
-        ".where(idle, witnessed)",
+        ".where(idle, witnessed, rules.noticed_long_enough, UNHELD)",
+        ".where(idle, witnessed, UNHELD)",
         at("reaper", "a_longer_confirm_interval_applies_to_what_was_noticed_before"),
     ),
     Mutant(
@@ -213,14 +214,16 @@ MUTANTS = (
         "S1: only a row that says closing can be torn down",
         TEARDOWNS,
         """                CLOSING,
+                UNHELD,
                 or_(b.not_before""",
-        """                or_(b.not_before.is_(None), b.not_before""",
+        """                UNHELD,
+                or_(b.not_before.is_(None), b.not_before""",
         at("teardown", "a_live_sandbox_is_never_torn_down"),
     ),
     Mutant(
         "an accepted destroy is believed",
         "L3: done only when the provider confirms absence",
-        REAPER,
+        TEARDOWN,
         "        left = provider.get(ref, deadline=deadline)\n",
         "        left = None\n",
         at("teardown", "an_accepted_destroy_is_not_believed"),
@@ -228,7 +231,7 @@ MUTANTS = (
     Mutant(
         "the scope is not compared",
         "S4: a not-found counts only from the right account",
-        REAPER,
+        TEARDOWN,
         "        if scope != claim.scope:\n",
         "        if False:\n",
         at("teardown", "a_not_found_from_another_account_is_never_believed"),
@@ -309,8 +312,8 @@ MUTANTS = (
         "quarantine is the end",
         "L3: retried for ever",
         SWEEPS,
-        ".where(CLOSING, b.due_at <= rules.now)\n            .order_by",
-        ".where(CLOSING, b.due_at <= rules.now, b.quarantined_at.is_(None))\n            .order_by",
+        "self._lock_failing = due.where(b.quarantined_at.is_not(None))",
+        "self._lock_failing = due.where(b.quarantined_at.is_not(None), b.attempts < 0)",
         at("safeguards", "what_is_quarantined_is_published_for_ever"),
     ),
     Mutant(

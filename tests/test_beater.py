@@ -6,12 +6,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 
 from core.beater import BATCH, Beater
 from core.errors import SandkeeperError, SessionEnded, StoreUnavailable
 from core.events import Event, EventKind
+from core.host import Host, Loop, Step, ThreadLoop
+from core.model import Session
 
 SOON = 30.0  # seconds that a loaded machine may take; nothing waits that long when all is well
 
@@ -22,6 +25,11 @@ class Holder:
     def __init__(self, turn_id: str) -> None:
         self.id = turn_id
         self.errors: list[SandkeeperError] = []
+
+    @property
+    def session(self) -> Session:
+        """Nobody asks for it here."""
+        raise NotImplementedError
 
     def lose(self, error: SandkeeperError) -> None:
         """Hear of the loss."""
@@ -52,7 +60,9 @@ class Beats:
 @contextmanager
 def beating(beats: Beats, interval: float, told: list[Event] | None = None) -> Iterator[Beater]:
     """A beater that is closed at the end."""
-    beater = Beater(beats, interval, tell=(told if told is not None else []).append, actor="me")
+    beater = Beater(
+        beats, interval, host=Host(), tell=(told if told is not None else []).append, actor="me"
+    )
     yield beater
     beater.close()
 
@@ -159,19 +169,21 @@ def test_an_outage_loses_nobody_and_is_said() -> None:
 
 def test_after_an_outage_it_is_tried_again_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     """S1: the first heartbeat after an outage comes before the second look of the sweep."""
-    beats, pauses = Beats(), list[float]()
+    beats, rounds = Beats(), list[Step]()
     beats.outages = 2
 
-    class Stop(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            pauses.append(timeout or 0.0)
-            return len(pauses) > 4
+    def by_hand(name: str, step: Step, first_pause: float) -> Loop:
+        rounds.append(step)
+        assert first_pause == 60
+        return ThreadLoop(name, step, 3600)
 
-    with beating(beats, 60) as beater:
-        beater._turns["a"] = Holder("a")
-        beater._run(Stop())
+    host = Host(loop=by_hand)
+    beater = Beater(beats, 60, host=host, tell=lambda _: None, actor="me")
+    beater.add(Holder("a"))
+    pauses = [rounds[0]() for _ in range(4)]
+    beater.close()
 
-    assert pauses == [60, 15, 15, 60, 60]
+    assert pauses == [15, 15, 60, 60]
 
 
 def test_it_can_be_used_again_after_it_was_closed() -> None:
@@ -217,7 +229,7 @@ def test_a_forked_child_does_not_beat_for_its_parent() -> None:
         if child == 0:
             ok = False
             try:
-                inherited = (dict(beater._turns), beater._thread)
+                inherited = (dict(beater._turns), cast("ThreadLoop", beater._loop)._thread)
                 mine = Beats()
                 beater._beat = mine
                 beater.add(Holder("childs"))

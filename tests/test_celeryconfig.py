@@ -107,11 +107,42 @@ def test_the_schedule_is_that_of_the_settings(configure: Configure, interval: st
     assert entry["options"]["expires"] < max(float(interval), 10.1)
 
 
-def test_a_teardown_nobody_heard_expires_with_the_lease(configure: Configure) -> None:
-    """The sweep publishes it again then: two of them would be one too many."""
+@pytest.mark.parametrize("interval", ["0.2", "1", "300", "7200"])
+def test_a_comparison_has_the_time_that_its_budget_gives_it(
+    configure: Configure, interval: str
+) -> None:
+    """Beat wakes up for it, no limit ends it before its own does, and no two pile up."""
+    from core.policy import Policy
+
+    config = configure(reconcile_interval=interval)
+    entry = config.beat_schedule["reconcile-sandboxes"]
+    limits = config.task_annotations["sandkeeper.reconcile_sandboxes"]
+
+    assert entry["schedule"] == limits["expires"] == float(interval)
+    assert config.beat_max_loop_interval <= float(interval)
+    budget = Policy(reconcile_interval=float(interval)).reconcile_budget
+    assert budget < limits["soft_time_limit"] < limits["time_limit"]
+
+
+@pytest.mark.parametrize("interval", ["1", "300", "7200"])
+def test_a_redis_message_is_not_given_away_while_its_comparison_runs(
+    configure: Configure, interval: str
+) -> None:
+    """The visibility timeout outlasts the hard limit, for any interval."""
+    config = configure(broker_url=BROKERS["redis"], reconcile_interval=interval)
+
+    timeout = config.broker_transport_options["visibility_timeout"]
+    assert timeout > config.task_annotations["sandkeeper.reconcile_sandboxes"]["time_limit"]
+
+
+def test_a_teardown_nobody_heard_expires_after_many_leases(configure: Configure) -> None:
+    """
+    L1: a backlog may take longer than a lease, and workers that met only expired messages would
+    tear nothing down any more. Not never: what is published again each lease must not pile up.
+    """
     config = configure(publish_lease="7")
 
-    assert config.task_annotations["sandkeeper.teardown_sandbox"] == {"expires": 7.0}
+    assert config.task_annotations["sandkeeper.teardown_sandbox"] == {"expires": 60 * 7.0}
 
 
 def test_only_json_is_read(configure: Configure) -> None:

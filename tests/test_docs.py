@@ -16,6 +16,7 @@ from tasks.cli import main
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LIFECYCLE = (ROOT / "docs" / "lifecycle.md").read_text(encoding="utf-8")
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -91,6 +92,17 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     }
 
     assert unknown == set()
+
+
+def test_every_test_that_reliability_names_is_there() -> None:
+    """A table of what covers what is worth nothing once a test was renamed."""
+    named = re.findall(r"`(test_[a-z_]+)(?:::(test_[a-z0-9_]+))?`", RELIABILITY)
+
+    assert len(named) > 40
+    paths = list((ROOT / "tests").rglob("test_*.py"))
+    assert {file for file, _ in named} <= {path.stem for path in paths}
+    everything = "".join(path.read_text(encoding="utf-8") for path in paths)
+    assert [test for _, test in named if test and f"def {test}(" not in everything] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

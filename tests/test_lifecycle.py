@@ -28,6 +28,7 @@ from core.errors import (
     Unavailable,
     Unsupported,
 )
+from core.host import Host
 from core.lifecycle import CREATE_ATTEMPTS, LONGEST_JSON, Keeper
 from core.model import SandboxState, SessionStatus
 from core.reaper import Reaper, TeardownOutcome
@@ -215,7 +216,7 @@ def test_retries_of_a_create_send_the_same_bytes(keeper: Keeper, provider: FakeC
 
     cloud = Recorder()
     cloud.fail("create", Unavailable("503"), times=CREATE_ATTEMPTS)
-    first = Keeper(keeper.store, cloud, spec={"image": "one"}, sleep=lambda _: None)
+    first = Keeper(keeper.store, cloud, spec={"image": "one"}, host=Host(sleep=lambda _: None))
     with pytest.raises(Unavailable):
         first.open("conv")
 

@@ -40,6 +40,12 @@ def test_every_limit_comes_from_the_setting_of_its_name() -> None:
         "quarantine_after": 18,
         "quarantine_retry": 19.0,
         "retention": 100.0,
+        "reconcile_interval": 21.0,
+        "orphan_grace": 22.0,
+        "breaker_min": 23,
+        "breaker_ratio": 0.24,
+        "late_after": 250.0,
+        "backstop": 26.0,
         "batch": 20,
     }
 
@@ -78,6 +84,27 @@ def test_a_pause_is_jittered_downwards_and_never_nothing(*, attempts: int, sprea
 
     assert longest / 2 <= pause <= longest
     assert pause >= policy.retry_base / 2
+
+
+@given(failures=st.integers(0, 10_000), spread=st.floats(0, 1, exclude_max=True))
+def test_an_outage_is_looked_at_again_within_a_limit(*, failures: int, spread: float) -> None:
+    """L1: however long it lasts, what is due is torn down soon after its end."""
+    policy = Policy()
+
+    pause = policy.outage_pause(failures, spread=spread)
+
+    assert policy.retry_base / 2 <= pause <= policy.retry_max
+
+
+@given(idle=seconds, confirm=seconds, multiple=st.floats(min_value=3, max_value=1000))
+def test_the_backstop_outlasts_the_session(idle: float, confirm: float, multiple: float) -> None:
+    """S1: three quarters of it are left after the last activity; the session ends before that."""
+    policy = Policy(confirm_interval=confirm, backstop=multiple)
+    ttl = policy.backstop_ttl(idle)
+
+    assert ttl is not None
+    assert 0.75 * ttl >= idle + confirm
+    assert Policy(backstop=None).backstop_ttl(idle) is None
 
 
 def test_pauses_double_up_to_their_limit() -> None:

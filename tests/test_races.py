@@ -24,6 +24,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 
 from core.errors import AuthFailed, SandkeeperError, SessionEnded, SessionNotReady, Unavailable
+from core.host import Host
 from core.lifecycle import Keeper
 from core.model import SandboxState, SessionStatus, TurnOutcome
 from core.policy import Policy
@@ -88,14 +89,16 @@ def pg_store(pg_engine: Engine, clock: FrozenClock) -> Store:
 @pytest.fixture
 def pg_keeper(pg_store: Store, provider: FakeCloud) -> Iterator[Keeper]:
     """A keeper on that store."""
-    with Keeper(pg_store, provider, sleep=lambda _: None) as keeper:
+    with Keeper(pg_store, provider, host=Host(sleep=lambda _: None)) as keeper:
         yield keeper
 
 
 @pytest.fixture
 def pg_reaper(pg_store: Store, provider: FakeCloud) -> Reaper:
     """A reaper on that store."""
-    return Reaper(pg_store, {"fake": provider}, doorbell=lambda _: None, spread=lambda: 0.0)
+    return Reaper(
+        pg_store, {"fake": provider}, doorbell=lambda _: None, host=Host(spread=lambda: 0.0)
+    )
 
 
 @pytest.fixture

@@ -28,9 +28,14 @@ DURATIONS = [
     "QUARANTINE_RETRY",
     "RETENTION",
     "PURGE_INTERVAL",
+    "RECONCILE_INTERVAL",
+    "ORPHAN_GRACE",
+    "LATE_AFTER",
 ]
-COUNTS = ["QUARANTINE_AFTER", "BATCH"]
+COUNTS = ["QUARANTINE_AFTER", "BATCH", "BREAKER_MIN"]
 OTHERS = [
+    "BREAKER_RATIO",
+    "BACKSTOP",
     "DATABASE_URL",
     "BROKER_URL",
     "PROVIDER",
@@ -88,8 +93,9 @@ def test_nothing_has_to_be_set() -> None:
         ({"PUBLISH_LEASE": "5"}, {"confirm_interval": 60, "publish_lease": 5}),
         (
             {"SWEEP_INTERVAL": "300"},
-            {"confirm_interval": 300, "publish_lease": 300, "heartbeat": 15},
+            {"confirm_interval": 300, "publish_lease": 300, "heartbeat": 15, "late_after": 900},
         ),
+        ({"LATE_AFTER": "61"}, {"sweep_interval": 60, "late_after": 61}),
     ],
     ids=str,
 )
@@ -104,7 +110,9 @@ def test_what_is_not_set_follows_what_is(
 
 def test_a_test_may_run_the_real_thing_in_a_second() -> None:
     """No limit has a floor: all of them can be fractions of a second."""
-    settings = read(**dict.fromkeys(DURATIONS, "0.5") | {"HEARTBEAT": "0.25", "RETENTION": "1"})
+    fitting = {"HEARTBEAT": "0.25", "RETENTION": "1", "LATE_AFTER": "1.5"}
+
+    settings = read(**dict.fromkeys(DURATIONS, "0.5") | fitting)
 
     assert settings.idle_ttl == 0.5
 
@@ -155,6 +163,29 @@ def test_max_age_may_be_none_in_so_many_words(value: str) -> None:
     assert read(MAX_AGE=value).max_age is None
 
 
+@pytest.mark.parametrize("value", ["none", "NONE", " none "])
+def test_the_backstop_may_be_none_in_so_many_words(value: str) -> None:
+    """Who wants no TTL at the provider says so."""
+    assert read(BACKSTOP=value).backstop is None
+    assert read().backstop == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("local", ["local"]),
+        ("new,old", ["new", "old"]),
+        (" new , old ,", ["new", "old"]),
+        ("pkg.mod:Class,local", ["pkg.mod:Class", "local"]),
+    ],
+)
+def test_providers_are_a_list_of_which_the_first_makes_new_sandboxes(
+    value: str, names: list[str]
+) -> None:
+    """The others are looked after."""
+    assert read(PROVIDER=value).provider_names == names
+
+
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "nan", "inf", "", "many", "none"])
 def test_a_nonsense_count_is_refused(name: str, value: str) -> None:
@@ -182,6 +213,15 @@ def test_a_nonsense_count_is_refused(name: str, value: str) -> None:
         ("LOG_FORMAT", ""),
         ("PROVIDER", ""),
         ("PROVIDER", "  "),
+        ("BREAKER_RATIO", "0"),
+        ("BREAKER_RATIO", "1.01"),
+        ("BREAKER_RATIO", "nan"),
+        ("BREAKER_RATIO", "none"),
+        ("BACKSTOP", "0"),
+        ("BACKSTOP", "2.9"),
+        ("BACKSTOP", "1001"),
+        ("BACKSTOP", "nan"),
+        ("BACKSTOP", ""),
     ],
 )
 def test_other_nonsense_is_refused(name: str, value: str) -> None:
@@ -241,6 +281,8 @@ def test_every_mistake_is_said_at_once() -> None:
             "60 or less",
         ),
         ({"RETENTION": "599"}, ("RETENTION 599", "CREATE_DEADLINE 300"), "600 or more"),
+        ({"LATE_AFTER": "60"}, ("LATE_AFTER 60", "SWEEP_INTERVAL 60"), "set it to 180"),
+        ({"PROVIDER": " , ,"}, ("PROVIDER ', ,'",), "set it to local"),
     ],
     ids=str,
 )

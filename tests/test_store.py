@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, create_engine, select
+from sqlalchemy import Engine, select
 
 from core.errors import SchemaOutdated, StoreError, StoreUnavailable
 from core.lifecycle import Keeper
 from core.schema import sessions
 from core.store import Store
 from core.store.sql import Earliest, Latest, later
+from core.wiring import make_engine
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock
 
@@ -94,7 +95,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 def test_no_free_connection_is_unavailable(database_url: str) -> None:
     """It is tried again; the pool is what is short, not the database."""
     url = database_url.replace("postgresql://", "postgresql+psycopg://")
-    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    engine = make_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
     store = Store(engine)
 
     with engine.connect(), pytest.raises(StoreUnavailable, match="no free connection"):

@@ -17,8 +17,10 @@ import pytest
 from kombu import Connection, Exchange, Queue
 
 from core.reaper import Doorbell, SweepReport, Teardown, TeardownOutcome
+from core.reconcile import ReconcileReport
 from tasks import app, purge_ended_sessions, reap_idle_sessions, teardown_sandbox
-from tasks.app import PURGE, RETRIES, SWEEP, TEARDOWN
+from tasks.app import PURGE, RECONCILE, RETRIES, SWEEP, TEARDOWN
+from tasks.reap import reconcile_sandboxes
 from tasks.runtime import Runtime, runtime
 from tests import services
 
@@ -37,6 +39,8 @@ class ScriptedSystem:
         self.teardowns: list[tuple[str, int, bool]] = []
         self.workers: list[str] = []
         self.doorbell: Doorbell | None = None
+        self.providers = dict.fromkeys(["fake"])
+        self.compared: list[str] = []
         self.forks = 0
         self.closed = False
 
@@ -55,6 +59,14 @@ class ScriptedSystem:
         self.teardowns.append((session_id, generation, early))
         self.workers.append(worker)
         return self.answers.pop(0) if self.answers else GONE
+
+    def reconciler(self) -> ScriptedSystem:
+        return self
+
+    def reconcile(self, only: str | None = None) -> list[ReconcileReport]:
+        names = [name for name in self.providers if only in (None, name)]
+        self.compared += names
+        return [ReconcileReport(provider=name) for name in names]
 
     def purge(self) -> int:
         return 7
@@ -90,7 +102,7 @@ def test_the_names_are_those_that_other_programs_enqueue() -> None:
     """They are an interface: a server in another language knows nothing else of us."""
     ours = {name for name in app.tasks if name.startswith("sandkeeper.")}
 
-    assert ours == {SWEEP, TEARDOWN, PURGE}
+    assert ours == {SWEEP, TEARDOWN, RECONCILE, PURGE}
     assert (SWEEP, TEARDOWN) == ("sandkeeper.reap_idle_sessions", "sandkeeper.teardown_sandbox")
 
 
@@ -144,6 +156,75 @@ def test_an_applied_sweep_needs_no_broker(system: ScriptedSystem) -> None:
 def test_an_eager_purge_says_how_many(system: ScriptedSystem) -> None:
     """It runs in place like the others."""
     assert purge_ended_sessions.delay().get() == 7
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("providers", [("one",), ("one", "two")])
+def test_an_eager_comparison_is_of_every_provider(
+    system: ScriptedSystem, providers: tuple[str, ...]
+) -> None:
+    """In place, and one after the other: there is no broker that could carry a message each."""
+    system.providers = dict.fromkeys(providers)
+
+    reports = reconcile_sandboxes.delay().get()
+
+    assert [report["provider"] for report in reports] == list(providers)
+    assert system.compared == list(providers)
+
+
+def test_several_providers_are_compared_by_a_task_each(
+    system: ScriptedSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F14: one that hangs delays no other, and a message that nobody ran in time is dropped."""
+    system.providers = dict.fromkeys(["one", "two"])
+    sent: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(
+        reconcile_sandboxes, "apply_async", lambda args, **options: sent.append((args, options))
+    )
+    reconcile_sandboxes.push_request(is_eager=False, called_directly=False, id="a-message")
+    try:
+        reports = reconcile_sandboxes.run()
+        ours = reconcile_sandboxes.run("two")
+    finally:
+        reconcile_sandboxes.pop_request()
+
+    assert (reports, [report["provider"] for report in ours]) == ([], ["two"])
+    assert [args for args, _ in sent] == [("one",), ("two",)]
+    assert all(options["expires"] == reconcile_sandboxes.expires for _, options in sent)
+    assert system.compared == ["two"]
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("provider", ["", "another", "x" * 100_000, 7, True, 1.5])
+def test_a_provider_that_nobody_has_is_logged_and_done_with(
+    system: ScriptedSystem, provider: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anybody who reaches the broker can enqueue it."""
+    with caplog.at_level(logging.WARNING):
+        assert reconcile_sandboxes.delay(provider).get() == []
+
+    assert system.compared == []
+    (refusal,) = [r.getMessage() for r in caplog.records if "ReconcileRefused" in r.message]
+    assert len(refusal) < 300
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("provider", [["fake"], {"name": "fake"}])
+def test_a_provider_that_is_no_name_is_logged_and_done_with(
+    system: ScriptedSystem, provider: Any
+) -> None:
+    """The same."""
+    assert reconcile_sandboxes.delay(provider).get() == []
+
+
+def test_a_comparison_that_is_called_like_a_function_needs_no_broker(
+    system: ScriptedSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker, no message: all of it is done when it returns."""
+    system.providers = dict.fromkeys(["one", "two"])
+    monkeypatch.setattr(reconcile_sandboxes, "apply_async", lambda *_, **__: None)
+
+    assert [report["provider"] for report in reconcile_sandboxes()] == ["one", "two"]
 
 
 def test_a_task_that_is_called_like_a_function_is_one_attempt(system: ScriptedSystem) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, Row, select
 
 from core.errors import AuthFailed, Busy, OutcomeUnknown, RateLimited, Unavailable
+from core.host import Host
 from core.lifecycle import Keeper
 from core.model import SandboxState
 from core.reaper import Reaper, Teardown, TeardownOutcome
@@ -197,7 +198,9 @@ def test_the_provider_is_never_called_on_a_claim_that_may_have_run_out(
             super().destroy(ref, deadline=deadline)
 
     cloud = Recorder(monotonic=lambda: 1000.0)
-    reaper = Reaper(store, {"fake": cloud}, doorbell=lambda _: None, monotonic=lambda: 1000.0)
+    reaper = Reaper(
+        store, {"fake": cloud}, doorbell=lambda _: None, host=Host(monotonic=lambda: 1000.0)
+    )
 
     reaper.teardown(closing, 1, worker="w")
 

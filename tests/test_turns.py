@@ -20,6 +20,7 @@ from core.errors import (
     TurnExpired,
 )
 from core.events import Event, EventKind
+from core.host import Host
 from core.identifiers import new_id
 from core.lifecycle import Keeper
 from core.model import SessionStatus, TurnOutcome
@@ -297,7 +298,7 @@ def test_a_batch_of_beats_answers_for_each(keeper: Keeper, clock: FrozenClock) -
     ids[old] = keeper.turn(old).begin().id
     keeper.end(over)
     keeper.store.turns.end(ids[done], done, TurnOutcome.COMPLETED)
-    unknown = new_id()
+    unknown = new_id(Host())
     clock.advance(10)
 
     refused = keeper.store.turns.beat([*ids.values(), unknown])
@@ -421,7 +422,9 @@ def test_a_callback_that_fails_harms_no_other_turn(keeper: Keeper, lost_turn: Tu
 def test_check_knows_the_ceiling_by_itself(store: Store) -> None:
     """F5: also when the store cannot be asked; its own monotonic clock is enough."""
     time = [100.0]
-    keeper = Keeper(store, FakeCloud(monotonic=lambda: time[0]), monotonic=lambda: time[0])
+    keeper = Keeper(
+        store, FakeCloud(monotonic=lambda: time[0]), host=Host(monotonic=lambda: time[0])
+    )
     keeper.open("conv", max_turn=50)
 
     with pytest.raises(TurnExpired), keeper.turn("conv") as turn:  # noqa: PT012

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from core.model import SandboxState
 from core.reaper import TeardownOutcome
 from core.schema import sessions
 from core.store import Store
+from core.teardown import CALLS_AT_ONCE
 from core.wiring import System, make_engine, opened, prepare
 from tests.fakes import FakeCloud
 
@@ -304,6 +306,61 @@ def test_a_system_is_put_together_from_the_environment(
     (box,) = system.provider.boxes.values()
     assert box.spec.image == "python"
     keeper.close()
+
+
+def silent(_due: object) -> None:
+    """A doorbell that nobody hears."""
+
+
+class OldCloud(FakeCloud):
+    """The provider that new sandboxes are not made at any more."""
+
+    name = "old"
+
+
+def test_several_providers_are_looked_after_and_the_first_is_used(
+    database_url: str, start: Callable[..., System]
+) -> None:
+    """While an installation moves from one to the other, nothing is left behind at the first."""
+    before = start(database_url, PROVIDER="tests.test_wiring:OldCloud")
+    keeper = before.keeper()
+    keeper.open("old")
+    after = start(database_url, PROVIDER=f"{FAKE}, tests.test_wiring:OldCloud")
+
+    new = after.keeper().open("new")
+
+    assert list(after.providers) == ["fake", "old"]
+    assert after.provider is after.providers["fake"]
+    assert list(after.reconciler().providers) == list(after.reaper(silent).providers)
+    assert (new.sandbox.provider, keeper.get("old").sandbox.provider) == ("fake", "old")
+    keeper.close()
+
+
+def test_all_reapers_of_a_process_share_its_room(
+    sqlite_url: str, start: Callable[..., System], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F14: each task makes a reaper of its own; the threads that may hang are the process's."""
+    system = start(sqlite_url, PROVIDER=f"{FAKE}, tests.test_wiring:OldCloud")
+    keeper, cloud = system.keeper(), system.provider
+    assert isinstance(cloud, FakeCloud)
+    names = [f"conv-{number}" for number in range(CALLS_AT_ONCE + 1)]
+    for name in names:
+        keeper.open(name)
+        keeper.end(name)
+
+    with ThreadPoolExecutor(len(names)) as threads, ExitStack() as stack:
+        hangs = [stack.enter_context(cloud.hang("destroy")) for _ in range(CALLS_AT_ONCE)]
+        stuck = [
+            threads.submit(system.reaper(silent).teardown, name, 1, worker="w")
+            for name in names[1:]
+        ]
+        assert all(hang.entered.wait(30) for hang in hangs)
+        one_more = system.reaper(silent).teardown(names[0], 1, worker="w")
+        for hang in hangs:
+            hang.release()
+        assert all(each.result(30) for each in stuck)
+
+    assert one_more.outcome is TeardownOutcome.RETRY
 
 
 def test_two_processes_of_one_database_are_one_installation(

@@ -55,7 +55,10 @@ class Spec:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxRef:
-    """How a provider is asked for a sandbox: our name, and its id once we know it."""
+    """
+    How a provider is asked for a sandbox: our name, and its id once we know it. With an id, only
+    the sandbox that has it is meant: a late create may have made another of the same name.
+    """
 
     name: str
     external_id: str | None = None
@@ -127,7 +130,11 @@ class SandboxProvider(Protocol):
         ...
 
     def list(self, labels: Mapping[str, str], *, cursor: str | None, deadline: float) -> Page:
-        """All sandboxes that carry all of these labels, page by page."""
+        """
+        All sandboxes that carry all of these labels, page by page, paused ones too. Without
+        Capability.LIST nothing finds a sandbox whose create landed after its teardown was
+        confirmed: such a provider should have a TTL.
+        """
         ...
 
     def extend(self, ref: SandboxRef, *, ttl: float, deadline: float) -> datetime | None:

@@ -106,6 +106,8 @@ class LocalProvider:
                 info = self._registry.seen(ref.name)
             except files.Unreadable:
                 return unknown(ref.name, {})
+            if info is not None and _is_another(info, ref):
+                return None
             if info is None and (
                 os.path.lexists(self._registry.folder(ref.name))
                 or self._registry.is_haunted(ref.name)
@@ -116,11 +118,14 @@ class LocalProvider:
     def destroy(self, ref: SandboxRef, *, deadline: float) -> None:
         """
         End every process of the sandbox and remove its folder; returns when both are gone. Raises
-        Busy when that takes longer than `deadline` allows. By name: names are never reused.
+        Busy when that takes longer than `deadline` allows. Another sandbox under the same name,
+        which a late create may have made, has another id and is left alone.
         """
         checks.check_name(ref.name)
         with self._words(f"destroy {ref.name}"):
             self._registry.open(deadline)
+            if self._holds_another(ref):
+                return
             left = self._ask_to_end(ref.name, deadline)
             lock = self._lock_for_good(ref.name, deadline)
             try:
@@ -170,6 +175,13 @@ class LocalProvider:
                 if not os.path.lexists(self._registry.folder(ref.name)):
                     self._registry.forget_lock(ref.name)
                 files.drop_lock(lock)
+
+    def _holds_another(self, ref: SandboxRef) -> bool:
+        try:
+            info = self._registry.seen(ref.name)
+        except (files.Unreadable, Unavailable):
+            return False
+        return info is not None and _is_another(info, ref)
 
     def workdir(self, ref: SandboxRef) -> Path:
         """The current directory of the sandbox's command, where a turn may put and find files."""
@@ -335,3 +347,10 @@ def _heard(answer: int, deadline: float) -> str | None:
     if not waiting.poll(max(0.0, min(deadline - time.monotonic(), 3600.0)) * 1000):
         return None
     return os.read(answer, 4096).decode(errors="replace")
+
+
+def _is_another(info: SandboxInfo, ref: SandboxRef) -> bool:
+    """Whether this is not the sandbox that was meant, but one of the same name."""
+    return None not in (ref.external_id, info.ref.external_id) and (
+        info.ref.external_id != ref.external_id
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -10,17 +9,25 @@ from sqlalchemy import Engine, select
 
 from ..errors import SettingsError
 from ..events import Sink
+from ..host import Host
 from ..policy import Policy
 from ..schema import installation as installation_table
+from ..witness import InMemory, Witness
+from .backstops import Backstops
 from .database import Database
+from .guard import Guard
+from .health import ProviderHealth
 from .history import History
+from .inventory import Inventory
 from .openings import Openings, Wanted
+from .restore import Restore
 from .retention import Retention
 from .rules import Rules
 from .sessions import Sessions
 from .sweeps import Sweeps
 from .teardowns import Quarantined, Teardowns
 from .turns import BegunTurn, Turns
+from .watch import Watch
 
 __all__ = ["BegunTurn", "Quarantined", "Store", "Wanted"]
 
@@ -39,27 +46,37 @@ class Store:
         installation: str | None = None,
         clock: Callable[[], datetime] | None = None,
         sinks: Sequence[Sink] = (),
+        host: Host | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.database = Database(engine, clock=clock, sinks=sinks)
-        self.installation = _installation(self.database, installation)
+        host = host or Host()
+        self.installation = _installation(self.database, installation, host)
         rules = Rules(self.database.now, self.policy)
+        self.guard = Guard(self.database, rules, witness or InMemory())
+        self.guard.establish()
         self.sessions = Sessions(self.database, rules, self.installation)
-        self.openings = Openings(self.database, rules, self.sessions)
+        self.openings = Openings(self.database, rules, self.sessions, host.randbits)
         self.turns = Turns(self.database, rules, self.sessions)
         self.sweeps = Sweeps(self.database, rules)
         self.teardowns = Teardowns(self.database, rules, self.installation)
+        self.inventory = Inventory(self.database, rules, self.installation)
+        self.backstops = Backstops(self.database, rules, self.installation)
+        self.watch = Watch(self.database, rules)
+        self.health = ProviderHealth(self.database, rules)
+        self.restore = Restore(self.database, rules, self.guard)
         self.retention = Retention(self.database, rules)
         self.history = History(self.database)
 
 
-def _installation(database: Database, wanted: str | None) -> str:
+def _installation(database: Database, wanted: str | None, host: Host) -> str:
     """The id that this database has, or its first one. Two first processes agree on one."""
     table = installation_table
     with database.look() as look:
         row = look.one(select(table.c.id))
     if row is None:
-        candidate = wanted or secrets.token_hex(4)
+        candidate = wanted or f"{host.randbits(32):08x}"
         insert = database.insert(table).values(row=1, id=candidate, created_at=database.now)
         with database.move() as move:
             move.run(insert.on_conflict_do_nothing(index_elements=["row"]))

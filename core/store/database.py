@@ -104,6 +104,11 @@ class Database:
         sinks.emit(self.sinks, events)
 
 
+def kept(error: str) -> str:
+    """As a column can hold it: an error may quote raw bytes, and its row must be released."""
+    return error[:500].encode("utf-8", "replace").decode().replace("\x00", "?")
+
+
 def _ledger_row(event: Event) -> dict[str, Any]:
     return {
         "kind": event.kind.value,

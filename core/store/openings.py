@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, case, exists, insert, null, select, true, update
+from sqlalchemy import bindparam, case, exists, func, insert, null, select, true, update
 
 from ..errors import InvalidArgument, SessionEnded, SessionNotFound
 from ..events import EventKind
@@ -15,6 +16,7 @@ from ..schema import sandboxes, sessions
 from .database import Database, Move
 from .rules import CREATING, ENDED, OF_SESSION, Rules, b, locked, s
 from .sessions import Sessions, session_event
+from .sql import Earliest
 
 LIMITS = ("idle_ttl", "max_age", "max_turn")
 # Of the generation that ended.
@@ -48,9 +50,17 @@ class Wanted:
 class Openings:
     """One method, one transaction, and the provider is called between two of them."""
 
-    def __init__(self, database: Database, rules: Rules, session_store: Sessions) -> None:
+    def __init__(
+        self,
+        database: Database,
+        rules: Rules,
+        session_store: Sessions,
+        randbits: Callable[[int], int],
+    ) -> None:
         self.database = database
         self.sessions = session_store
+        self._randbits = randbits
+        self._policy = rules.policy
         self._this = s.id == bindparam("session_id")
         self._prepare_new(rules)
         self._prepare_join(rules)
@@ -118,7 +128,7 @@ class Openings:
         move.run(
             self._insert_sandbox,
             {
-                "key": new_key(),
+                "key": new_key(self._randbits),
                 "session_id": wanted.session_id,
                 "generation": generation,
                 "provider": wanted.provider,
@@ -141,6 +151,7 @@ class Openings:
             scope=sandbox.scope,
             seconds_left=(sandbox.due_at - session.seen_at).total_seconds(),
             spec=sandbox.spec,
+            ttl=self._ttl(session.idle_ttl),
             labels=sandbox_labels(
                 self.sessions.installation,
                 sandbox.key,
@@ -151,12 +162,34 @@ class Openings:
         )
         return session, intent
 
-    def record(self, intent: Intent, external_id: str, *, actor: str) -> Session:
+    def _ttl(self, idle_ttl: float) -> float | None:
+        """What the provider is asked for: one that is adopted late must have as much left."""
+        backstop = self._policy.backstop_ttl(idle_ttl)
+        return None if backstop is None else backstop + self._policy.create_deadline
+
+    def record(
+        self,
+        intent: Intent,
+        external_id: str,
+        *,
+        actor: str,
+        expires_at: datetime | None = None,
+        has_ttl: bool = False,
+    ) -> Session:
         """
-        creating → running, with the provider's id. SessionEnded when somebody decided meanwhile
-        to close it; the caller then destroys nothing, teardown will.
+        creating → running, with the provider's id, and what was granted where it has a TTL.
+        SessionEnded when somebody decided meanwhile to close it; the caller then destroys
+        nothing, teardown will.
         """
-        key = {"of_key": intent.key, "new_external_id": external_id}
+        lives = (intent.ttl or 0.0) - self._policy.create_deadline if has_ttl else None
+        key = {
+            "of_key": intent.key,
+            "new_external_id": external_id,
+            "granted": expires_at if has_ttl else None,
+            "lives": lives,
+            "at_most": intent.ttl if has_ttl else None,
+            "pause": None if lives is None else lives / 4,
+        }
         of = {"session_id": intent.session_id, "of_generation": intent.generation}
         with self.database.move() as move:
             move.run(self._recorded_session, of)
@@ -255,12 +288,23 @@ class Openings:
             .values(last_activity_at=rules.active_now, due_at=rules.first_look)
         )
         self._still_creating = select(b.key).where(b.key == bindparam("of_key"), CREATING)
+        lives = rules.in_(bindparam("lives", type_=rules.seconds))
         self._recorded = (
             update(sandboxes)
             .where(b.key == bindparam("of_key"), b.state == SandboxState.CREATING.value)
             .values(
                 state=SandboxState.RUNNING.value,
                 external_id=bindparam("new_external_id"),
+                # A provider's clock may be ahead of the database's: never more than was asked.
+                expires_at=Earliest(
+                    func.coalesce(bindparam("granted", type_=b.expires_at.type), lives),
+                    rules.in_(bindparam("at_most", type_=rules.seconds)),
+                ),
+                # Granted less than was asked for: the next look asks again, and knows by how much.
+                extend_at=case(
+                    (bindparam("granted", type_=b.expires_at.type) < lives, rules.now),
+                    else_=rules.in_(bindparam("pause", type_=rules.seconds)),
+                ),
                 running_at=rules.now,
                 due_at=null(),
             )

@@ -10,8 +10,8 @@ from sqlalchemy.sql.elements import BindParameter
 
 from ..model import SandboxState, SessionStatus
 from ..policy import Policy
-from ..schema import sandboxes, sessions, turns
-from .sql import Earliest, Latest, later
+from ..schema import holds, installation, sandboxes, sessions, turns
+from .sql import Earliest, Identity, Latest, Seconds, later
 
 s, b, t = sessions.c, sandboxes.c, turns.c
 
@@ -30,6 +30,12 @@ RUNNING = b.state == _constant(SandboxState.RUNNING.value)
 OF_SESSION = and_(b.session_id == s.id, b.generation == s.generation)
 HAS_RUNNING = exists(select(1).where(OF_SESSION, RUNNING).correlate(sessions))
 FRESH = s.turn_count == s.turns_before
+# Part of every statement that destroys: no question to an operator is open, and this is still the
+# database that the installation knows.
+UNHELD = and_(
+    ~exists(select(1).select_from(holds).where(holds.c.until.is_(None))),
+    exists(select(1).where(installation.c.identity.is_not_distinct_from(Identity()))),
+)
 
 
 class Rules:
@@ -38,12 +44,20 @@ class Rules:
     def __init__(self, now: ColumnElement[datetime], policy: Policy) -> None:
         self.now = now
         self.policy = policy
+        self.seconds = s.idle_ttl.type  # the SQL type of a duration
         # now() is when the transaction began: one that waited since must not take back what a
         # later call was promised.
         self.active_now = Latest(s.last_activity_at, now)
         # Further ahead only a clock that stepped back explains. Nearer, it may be a touch that was
         # acknowledged since the transaction that looks at it began.
         self.active_at_most = Earliest(s.last_activity_at, self.in_(policy.confirm_interval))
+        # It steps back with the clock, and never by more than the clock did: what it is measured by
+        # is not later than the step.
+        stepped_back = s.last_activity_at > self.in_(policy.confirm_interval)
+        self.extended_until = case(
+            (stepped_back, later(s.extended_until, Seconds(s.last_activity_at, now))),
+            else_=s.extended_until,
+        )
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
         idle_at = later(s.last_activity_at, s.idle_ttl)
         kept_until = Latest(idle_at, func.coalesce(s.extended_until, idle_at))

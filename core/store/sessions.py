@@ -43,6 +43,7 @@ class Sessions:
                 b.external_id,
                 b.created_at.label("sandbox_created_at"),
                 b.due_at.label("sandbox_due_at"),
+                b.expires_at,
             )
             .join_from(sessions, sandboxes, OF_SESSION)
             .where(self._this)
@@ -126,15 +127,16 @@ class Sessions:
             .values(last_activity_at=rules.active_now)
             .returning(s.id)
         )
-        wished = Latest(
-            rules.in_(bindparam("seconds", type_=s.idle_ttl.type)),
-            func.coalesce(s.extended_until, s.opened_at),
-        )
+        asked = rules.in_(bindparam("seconds", type_=s.idle_ttl.type))
+        # Not opened_at for "none yet": after a step back of the clock it is in the future.
+        wished = Latest(asked, func.coalesce(rules.extended_until, asked))
         self._extend = (
             update(sessions)
             .where(self._this, rules.usable)
             .values(
                 extended_until=Earliest(wished, func.coalesce(rules.age_ends, wished)),
+                # What is promised from now on is by this clock: nobody may shift it once more.
+                last_activity_at=rules.active_at_most,
                 noticed_at=null(),
                 noticed_activity_at=null(),
             )
@@ -166,6 +168,7 @@ class Sessions:
             external_id=row.external_id,
             created_at=row.sandbox_created_at,
             due_at=row.sandbox_due_at,
+            expires_at=row.expires_at,
         )
         fields = {name: row._mapping[name] for name in _SESSION_FIELDS}
         return Session(status=SessionStatus(row.status), sandbox=sandbox, **fields)

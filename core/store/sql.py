@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam
+from sqlalchemy import ColumnElement, Float, String, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
@@ -39,6 +39,18 @@ class Later(_Moment):
     inherit_cache = True
 
 
+class Identity(FunctionElement[str]):
+    """
+    Which database this is, by what a copy does not take along. NULL when nobody can tell.
+    PostgreSQL: the cluster, its timeline, the database, the very table. SQLite: what its
+    witness says, a file beside the database (core/witness.py).
+    """
+
+    type = String()
+    name = "identity"
+    inherit_cache = True
+
+
 class Earliest(_Moment):
     """The smallest of several moments, none of them NULL."""
 
@@ -53,6 +65,14 @@ class Latest(_Moment):
     inherit_cache = True
 
 
+class Seconds(FunctionElement[float]):
+    """How many seconds the second moment is after the first; NULL when either is."""
+
+    type = Float()
+    name = "seconds"
+    inherit_cache = True
+
+
 def later(moment: ColumnElement[datetime], seconds: Any) -> ColumnElement[datetime]:
     """`moment` plus `seconds`, a number or a column of numbers."""
     return Later(moment, seconds)
@@ -63,6 +83,23 @@ def now(clock: Callable[[], datetime] | None) -> ColumnElement[datetime]:
     if clock is None:
         return Now()
     return bindparam("now", callable_=clock, type_=UTCDateTime(), unique=True)
+
+
+@compiles(Identity, "postgresql")
+def _(element: Identity, compiler: SQLCompiler, **options: Any) -> str:
+    # A restore into another cluster has another system identifier; a standby that was promoted
+    # another timeline; CREATE DATABASE … TEMPLATE another database; pg_restore another table.
+    return (
+        "(SELECT concat_ws(':', system_identifier, "
+        "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), "
+        "(SELECT oid FROM pg_database WHERE datname = current_database()), "
+        "to_regclass('installation')::oid) FROM pg_control_system())"
+    )
+
+
+@compiles(Identity, "sqlite")
+def _(element: Identity, compiler: SQLCompiler, **options: Any) -> str:
+    return "sandkeeper_identity()"
 
 
 def _arguments(element: FunctionElement[Any], compiler: SQLCompiler, **options: Any) -> list[str]:
@@ -110,3 +147,15 @@ def _(element: Latest, compiler: SQLCompiler, **options: Any) -> str:
 @compiles(Latest, "sqlite")
 def _(element: Latest, compiler: SQLCompiler, **options: Any) -> str:
     return f"max({', '.join(_arguments(element, compiler, **options))})"
+
+
+@compiles(Seconds, "postgresql")
+def _(element: Seconds, compiler: SQLCompiler, **options: Any) -> str:
+    since, until = _arguments(element, compiler, **options)
+    return f"extract(epoch FROM ({until} - {since}))::double precision"
+
+
+@compiles(Seconds, "sqlite")
+def _(element: Seconds, compiler: SQLCompiler, **options: Any) -> str:
+    since, until = _arguments(element, compiler, **options)
+    return f"round((julianday({until}) - julianday({since})) * 86400.0, 3)"

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, null, or_, select, update
+import math
+
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from ..errors import StoreError
 from ..events import Event, EventKind
 from ..model import EndReason, SessionStatus
-from ..schema import installation, sandboxes, sessions
+from ..schema import installation, orphans, providers, sandboxes, sessions
 from .database import Database
 from .endings import Endings
-from .rules import ACTIVE, CLOSING, CREATING, HAS_RUNNING, OF_SESSION, Rules, b, locked, s
+from .health import blocked
+from .rules import (
+    ACTIVE,
+    CLOSING,
+    CREATING,
+    HAS_RUNNING,
+    OF_SESSION,
+    RUNNING,
+    UNHELD,
+    Rules,
+    b,
+    locked,
+    s,
+)
 from .sql import Earliest, later
 
 ACTOR = "sweep"
@@ -26,14 +53,37 @@ class Sweeps:
         self.database = database
         self._endings = Endings(rules)
         self._prepare_clamps(rules)
+        self._prepare_breaker(rules)
         self._prepare_sessions(rules)
         self._prepare_creates(rules)
         self._prepare_fan_out(rules)
 
-    def pulse(self) -> None:
-        """Say that a sweep ran to its end: what the watchdog reads."""
+    def pulse(self, *, stood_in: bool = False) -> int:
+        """
+        Say that a sweep ran to its end: what the watchdog reads. One that stood in for the
+        scheduled ones must not hide that they do not run. Returns how many there were, ever.
+        """
         with self.database.move() as move:
-            move.run(self._pulse)
+            row = move.one(self._stood_in if stood_in else self._pulse)
+        return 0 if row is None else int(row.epoch)
+
+    def mass_end(self) -> dict[str, int] | None:
+        """
+        What the breaker asks about: the sessions that a sweep would end now, when they are more
+        than BREAKER_MIN and more than BREAKER_RATIO of the active ones. None when they are not.
+        """
+        with self.database.look() as look:
+            row = look.one(self._ending)
+            ending = 0 if row is None else int(row.ending)
+            if ending <= self._breaker_min:
+                return None
+            # No further than it matters: this never counts a million sessions to end thirty.
+            enough = math.ceil(ending / self._breaker_ratio)
+            counted = look.one(self._population, {"limit": enough})
+        population = 0 if counted is None else int(counted.active)
+        if ending <= self._breaker_ratio * population:
+            return None
+        return {"ending": ending, "active": population}
 
     def clamp(self, limit: int) -> int:
         """
@@ -41,19 +91,25 @@ class Sweeps:
         back. Nothing is ended by this, it is only looked at sooner.
         """
         with self.database.move() as move:
-            count = move.run(self._clamp_sessions, {"limit": limit})
-            count += move.run(self._clamp_creates, {"limit": limit})
-            return count + move.run(self._clamp_sandboxes, {"limit": limit})
+            for clamp in self._clamp_waits:
+                move.run(clamp)
+            far = [row.id for row in move.all(self._clamp_sessions, {"limit": limit})]
+            if far:
+                move.run(self._clamp_backstops, {"ids": far})
+            clamps = (self._clamp_creates, *self._clamp_sandboxes)
+            return len(far) + sum(move.run(clamp, {"limit": limit}) for clamp in clamps)
 
     def due_sessions(self, limit: int) -> list[str]:
         """Ids of active sessions whose date has come, without locking them."""
         with self.database.look() as look:
             return [row.id for row in look.all(self._due_sessions, {"limit": limit})]
 
-    def sessions(self, limit: int, *, only: str | None = None) -> tuple[int, int, int, int]:
+    def sessions(
+        self, limit: int, *, only: str | None = None, ending: bool = True
+    ) -> tuple[int, int, int, int]:
         """
         One batch of due sessions: (looked at, re-armed, noticed, ended). `only` one session, to
-        find the row that makes a batch fail.
+        find the row that makes a batch fail. Without `ending` those that would end wait.
         """
         with self.database.move() as move:
             rows = move.all(self._lock_due, {"limit": limit, "only": only})
@@ -61,12 +117,12 @@ class Sweeps:
                 return 0, 0, 0, 0
             ids = {"ids": [row.id for row in rows]}
             # End before notice, notice before re-arm: no row can take two steps in one sweep.
-            ended = move.all(self._end, ids)
+            ended = move.all(self._end, ids) if ending else []
             self._endings.close(move, ended, ACTOR)
             noticed = move.all(self._notice, ids)
             move.record(*(_noticed(row.id, row.generation) for row in noticed))
             rearmed = move.run(self._rearm, ids)
-            waiting = move.run(self._wait_for_confirmation, ids)
+            waiting = move.run(self._wait, ids)
             waiting += move.run(self._wait_for_create, ids)
             if len(ended) + len(noticed) + rearmed + waiting < len(rows):
                 raise StoreError("a session is due and no move fits it")
@@ -95,16 +151,19 @@ class Sweeps:
             self._endings.close(move, ended, ACTOR)
         return len(ended)
 
-    def to_publish(self, limit: int) -> list[tuple[str, int]]:
+    def to_publish(self, limit: int, *, failing: bool = False) -> tuple[int, list[tuple[str, int]]]:
         """
         Closing sandboxes that are due, most overdue first, each pushed forward by the publish
-        lease. A crash between this commit and the publication costs that lease, nothing else.
+        lease: how many, and those that can be worked on now, because their provider answers. A
+        crash between this commit and the publication costs that lease, nothing else. `failing`
+        for the quarantined ones, which have a queue of their own so that they hold nobody up.
         """
+        lock = self._lock_failing if failing else self._lock_closing
         with self.database.move() as move:
-            rows = move.all(self._lock_closing, {"limit": limit})
+            rows = move.all(lock, {"limit": limit})
             if rows:
                 move.run(self._lease, {"keys": [row.key for row in rows]})
-        return [(row.session_id, row.generation) for row in rows]
+        return len(rows), [(row.session_id, row.generation) for row in rows if not row.blocked]
 
     # Statements, built once
 
@@ -120,25 +179,70 @@ class Sweeps:
         self._clamp_sessions = (
             update(sessions)
             .where(s.id.in_(locked(far, skip=True)))
-            .values(due_at=rules.now, last_activity_at=Earliest(s.last_activity_at, rules.now))
+            .values(
+                due_at=rules.now,
+                last_activity_at=Earliest(s.last_activity_at, rules.now),
+                extended_until=rules.extended_until,
+            )
+            .returning(s.id)
+        )
+        # What the provider granted ends much sooner than these dates say: ask it again.
+        self._clamp_backstops = (
+            update(sandboxes)
+            .where(
+                b.session_id.in_(bindparam("ids", expanding=True)),
+                RUNNING,
+                b.expires_at.is_not(None),
+            )
+            .values(
+                expires_at=Earliest(b.expires_at, rules.now),
+                extend_at=Earliest(b.extend_at, rules.now),
+            )
         )
 
-        def far_sandboxes(state: ColumnElement[bool], seconds: float) -> ColumnElement[bool]:
-            keys = select(b.key).where(state, b.due_at > rules.in_(seconds + 1.0))
+        def far_sandboxes(seconds: float, *state: ColumnElement[bool]) -> ColumnElement[bool]:
+            keys = select(b.key).where(*state, b.due_at > rules.in_(seconds + 1.0))
             last_first = keys.order_by(b.due_at.desc()).limit(limit)
             return b.key.in_(last_first.with_for_update(skip_locked=True))
 
         self._clamp_creates = (
             update(sandboxes)
-            .where(far_sandboxes(CREATING, policy.create_deadline))
+            .where(far_sandboxes(policy.longest_look, CREATING))
             .values(due_at=rules.in_(policy.create_deadline))
         )
-        self._clamp_sandboxes = (
-            update(sandboxes)
-            .where(far_sandboxes(CLOSING, policy.longest_pause))
-            .values(due_at=rules.now, not_before=rules.now)
+        soon = update(sandboxes).values(due_at=rules.now, not_before=rules.now)
+        self._clamp_sandboxes = [
+            soon.where(far_sandboxes(policy.longest_pause, CLOSING, queue))
+            for queue in (b.quarantined_at.is_(None), b.quarantined_at.is_not(None))
+        ]
+        # A circuit, a rate limit, an orphan's pause: the same for dates of their own.
+        too_far = rules.in_(policy.longest_pause + 1.0)
+        p, o = providers.c, orphans.c
+        self._clamp_waits = (
+            update(providers).where(p.open_until > too_far).values(open_until=rules.now),
+            update(providers)
+            .where(or_(p.limited_until > too_far, p.next_call_at > too_far))
+            .values(limited_until=rules.now, next_call_at=rules.now),
+            update(orphans).where(o.not_before > too_far).values(not_before=rules.now),
         )
-        self._pulse = update(installation).values(swept_at=rules.now)
+        count = update(installation).values(epoch=installation.c.epoch + 1)
+        self._pulse = count.values(swept_at=rules.now).returning(installation.c.epoch)
+        self._stood_in = count.values(stood_in_at=rules.now).returning(installation.c.epoch)
+
+    def _prepare_breaker(self, rules: Rules) -> None:
+        self._breaker_min = rules.policy.breaker_min
+        self._breaker_ratio = rules.policy.breaker_ratio
+        witnessed = s.noticed_activity_at == s.last_activity_at
+        # A mass is noticed in batches, and comes due in batches: what this sweep would still come
+        # to belongs to it. Live turns have beaten by then: HEARTBEAT is half of CONFIRM_INTERVAL.
+        soon = rules.in_(rules.policy.confirm_interval / 4)
+        noticed = and_(ACTIVE, s.noticed_at.is_not(None), s.due_at <= soon)
+        confirmed = later(s.noticed_at, rules.policy.confirm_interval) <= soon
+        ends = select(func.count()).where(noticed, witnessed, rules.over, confirmed, HAS_RUNNING)
+        expires = select(func.count()).select_from(sandboxes).where(CREATING, b.due_at <= rules.now)
+        self._ending = select((ends.scalar_subquery() + expires.scalar_subquery()).label("ending"))
+        some = select(literal(1)).where(ACTIVE).limit(bindparam("limit", type_=s.generation.type))
+        self._population = select(func.count().label("active")).select_from(some.subquery())
 
     def _prepare_sessions(self, rules: Rules) -> None:
         limit = bindparam("limit", type_=s.generation.type)
@@ -165,7 +269,7 @@ class Sweeps:
     ) -> None:
         self._end = (
             update(sessions)
-            .where(idle, witnessed, rules.noticed_long_enough)
+            .where(idle, witnessed, rules.noticed_long_enough, UNHELD)
             .values(status=SessionStatus.ENDED.value, ended_at=rules.now, end_reason=rules.why_over)
             .returning(s.id, s.generation, s.end_reason)
         )
@@ -198,12 +302,14 @@ class Sweeps:
                 noticed_activity_at=null(),
             )
         )
-        # Noticed under a shorter confirm interval. No row that was looked at stays due, or a full
-        # batch of them would be one sweep without an end.
-        self._wait_for_confirmation = (
+        # Noticed under a shorter confirm interval, or held. No row that was looked at stays due, or
+        # a full batch of them would be one sweep without an end.
+        confirmed_at = later(s.noticed_at, confirm)
+        next_sweep = rules.in_(confirm)
+        self._wait = (
             update(sessions)
-            .where(noticed, ~rules.noticed_long_enough)
-            .values(due_at=later(s.noticed_at, confirm))
+            .where(noticed)
+            .values(due_at=case((rules.noticed_long_enough, next_sweep), else_=confirmed_at))
         )
         # Its sandbox is not there yet: the create's own deadline decides, in the next step.
         self._wait_for_create = (
@@ -215,7 +321,7 @@ class Sweeps:
         self._lock_expired = locked(
             select(s.id)
             .join_from(sandboxes, sessions, expired)
-            .where(ACTIVE)
+            .where(ACTIVE, UNHELD)
             .order_by(b.due_at)
             .limit(bindparam("limit", type_=s.generation.type)),
             skip=True,
@@ -236,13 +342,15 @@ class Sweeps:
         )
 
     def _prepare_fan_out(self, rules: Rules) -> None:
-        self._lock_closing = (
-            select(b.key, b.session_id, b.generation)
-            .where(CLOSING, b.due_at <= rules.now)
+        due = (
+            select(b.key, b.session_id, b.generation, blocked(rules, b.provider).label("blocked"))
+            .where(CLOSING, b.due_at <= rules.now, UNHELD)
             .order_by(b.due_at)
             .limit(bindparam("limit", type_=s.generation.type))
-            .with_for_update(skip_locked=True)
+            .with_for_update(of=sandboxes, skip_locked=True)
         )
+        self._lock_closing = due.where(b.quarantined_at.is_(None))
+        self._lock_failing = due.where(b.quarantined_at.is_not(None))
         self._lease = (
             update(sandboxes)
             # By key alone, locked as they are: with the state the planner takes its index, and

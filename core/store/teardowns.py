@@ -8,9 +8,10 @@ from sqlalchemy import and_, bindparam, case, func, null, or_, select, true, upd
 
 from ..events import Event, EventKind
 from ..model import Claim, SandboxState, sandbox_name
-from ..schema import sandboxes
-from .database import Database
-from .rules import CLOSING, Rules, b, s
+from ..schema import providers, sandboxes
+from .database import Database, kept
+from .health import blocked, health_of
+from .rules import CLOSING, UNHELD, Rules, b, s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,9 @@ class Teardowns:
             scope=row.scope,
             external_id=row.external_id,
             attempts=row.attempts,
+            quarantined=row.quarantined_at is not None,
+            failures=row.failures or 0,
+            spacing=row.spacing or 0.0,
         )
 
     def gone(self, claim: Claim, *, actor: str) -> bool:
@@ -96,7 +100,7 @@ class Teardowns:
         Give the claim back for `pause` seconds. `counts` is False for an answer that says
         nothing of this sandbox, such as a rate limit. False when the claim had run out.
         """
-        error = _kept(error)
+        error = kept(error)
         parameters = {
             "of_key": claim.key,
             "token": claim.token,
@@ -121,6 +125,15 @@ class Teardowns:
                 )
             )
         return True
+
+    def put_off(self, claim: Claim, pause: float) -> bool:
+        """
+        Give the claim back without an attempt, because no call could be made. It is no news of
+        this sandbox, and thousands may wait: nothing goes into the ledger.
+        """
+        of = {"of_key": claim.key, "token": claim.token, "pause": pause}
+        with self.database.single() as move:
+            return move.one(self._put_off, of) is not None
 
     def quarantined(self, limit: int = 100) -> list[Quarantined]:
         """The longest quarantined first."""
@@ -154,7 +167,9 @@ class Teardowns:
                 b.session_id == bindparam("of_session"),
                 b.generation == bindparam("of_generation"),
                 CLOSING,
+                UNHELD,
                 or_(b.not_before <= rules.now, early),
+                ~blocked(rules, b.provider),
             )
             .values(
                 claim_token=b.claim_token + 1,
@@ -165,7 +180,17 @@ class Teardowns:
                 not_before=until,
                 due_at=until,
             )
-            .returning(b.key, b.claim_token, b.provider, b.scope, b.external_id, b.attempts)
+            .returning(
+                b.key,
+                b.claim_token,
+                b.provider,
+                b.scope,
+                b.external_id,
+                b.attempts,
+                b.quarantined_at,
+                health_of(providers.c.failures, b.provider).label("failures"),
+                health_of(providers.c.spacing, b.provider).label("spacing"),
+            )
         )
 
     def _prepare_outcomes(self, rules: Rules) -> None:
@@ -183,24 +208,23 @@ class Teardowns:
             .returning(b.key)
         )
         again = rules.in_(bindparam("pause", type_=s.idle_ttl.type))
-        self._release = (
+        free = (
             update(sandboxes)
             .where(mine)
-            .values(
-                claimed_by=null(),
-                not_before=again,
-                due_at=again,
-                last_error=bindparam("error"),
-                attempts=b.attempts - bindparam("uncounted", type_=b.attempts.type),
-                quarantined_at=case(
-                    (
-                        bindparam("quarantine", type_=true().type),
-                        func.coalesce(b.quarantined_at, rules.now),
-                    ),
-                    else_=b.quarantined_at,
-                ),
-            )
+            .values(claimed_by=null(), not_before=again, due_at=again)
             .returning(b.attempts)
+        )
+        self._put_off = free.values(attempts=b.attempts - 1)
+        self._release = free.values(
+            last_error=bindparam("error"),
+            attempts=b.attempts - bindparam("uncounted", type_=b.attempts.type),
+            quarantined_at=case(
+                (
+                    bindparam("quarantine", type_=true().type),
+                    func.coalesce(b.quarantined_at, rules.now),
+                ),
+                else_=b.quarantined_at,
+            ),
         )
 
     def _prepare_quarantine(self, rules: Rules) -> None:
@@ -217,8 +241,3 @@ class Teardowns:
             .where(in_quarantine, b.claimed_by.is_(None), or_(of.is_(None), b.session_id == of))
             .values(due_at=rules.now, not_before=rules.now)
         )
-
-
-def _kept(error: str) -> str:
-    """As a column can hold it: an error may quote raw bytes, and its row must be released."""
-    return error[:500].encode("utf-8", "replace").decode().replace("\x00", "?")

@@ -280,6 +280,20 @@ class ProviderContract:
         for ref in (made.ref, made.ref, SandboxRef(name=name())):
             provider.destroy(ref, deadline=self.soon())
 
+    def test_an_id_means_that_sandbox_and_no_other(
+        self, provider: SandboxProvider, name: Callable[[], str], labels: dict[str, str]
+    ) -> None:
+        """S3: what another create made under the same name is neither found nor touched by it."""
+        made = self.create(provider, name(), labels)
+        other = SandboxRef(name=made.ref.name, external_id=f"not-{made.ref.external_id}")
+
+        provider.destroy(other, deadline=self.soon())
+
+        assert provider.get(other, deadline=self.soon()) is None
+        found = provider.get(made.ref, deadline=self.soon())
+        assert found is not None
+        assert found.state in ALIVE
+
     def test_destroy_from_everywhere_at_once(
         self, making: Making, name: Callable[[], str], labels: dict[str, str]
     ) -> None:

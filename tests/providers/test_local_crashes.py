@@ -307,9 +307,7 @@ def test_a_destroy_that_is_killed_is_finished_by_the_next(ground: Ground) -> Non
         eventually(lambda: ground.state("a") is ProviderState.STOPPING)
         worker.kill()
 
-    ground.provider.destroy(
-        SandboxRef(name="a", external_id="stale"), deadline=time.monotonic() + 20
-    )
+    ground.provider.destroy(SandboxRef(name="a"), deadline=time.monotonic() + 20)
     assert ground.nothing_is_left("a")
 
 

@@ -1,0 +1,191 @@
+"""
+The provider's own TTL, kept ahead of live sessions: should all of Sandkeeper die, the bill stops by
+itself. It is extended at most every quarter of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+
+from .errors import AuthFailed
+from .events import Event, EventKind
+from .host import Host
+from .model import Session
+from .providers.base import Capability, SandboxProvider, SandboxRef
+from .store import Store
+from .store.backstops import Extension
+
+BATCH = 500
+
+
+class Backstop:
+    """
+    Looks in the background at the sessions that this process works on: those of its open turns,
+    those that it touched since the last look, and those that were granted too little. A forked
+    child forgets them: its parent goes on.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        providers: Mapping[str, SandboxProvider],
+        in_turns: Callable[[], Mapping[str, Session]],
+        *,
+        host: Host,
+        actor: str,
+    ) -> None:
+        self.store = store
+        self.policy = store.policy
+        self.providers = providers
+        self._in_turns = in_turns
+        self._host = host
+        self._actor = actor
+        self._loop = host.loop("sandkeeper-backstop", self.look, self.policy.extend_interval)
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _forget(this))
+
+    def _forget(self) -> None:
+        self._watched: dict[str, float] = {}  # until when, by the host's monotonic clock
+        self._blind: dict[str, float] = {}  # when each was extended without the store
+        self._answered_at = self._host.monotonic()  # the store, at the last look
+        self._lock = threading.Lock()
+
+    def is_set(self, provider: SandboxProvider) -> bool:
+        """Whether sandboxes of this provider are made with a TTL."""
+        return self.policy.backstop is not None and Capability.TTL in provider.capabilities
+
+    def watch(self, session_id: str, *, seconds: float = 0.0) -> None:
+        """A session that showed activity in this process: look at it once, or for so long."""
+        if self._is_needed():
+            until = self._host.monotonic() + seconds
+            with self._lock:
+                self._watched[session_id] = max(until, self._watched.get(session_id, until))
+            self._loop.start()
+
+    def begun(self, session: Session) -> None:
+        """
+        Somebody works on it from now on. Where sweeps were late, or nobody worked on it for long,
+        the next look might come too late.
+        """
+        expires_at = session.sandbox.expires_at
+        if expires_at is None:
+            return
+        left = (expires_at - session.seen_at).total_seconds()
+        if left < 2 * (self.policy.extend_interval + self.policy.extend_claim):
+            try:
+                self.extend_now(session.id)
+            except Exception as error:  # noqa: BLE001 - it may be there for a while yet
+                self._tell(None, error)
+
+    def stop(self) -> None:
+        self._loop.stop()
+
+    def look(self) -> float:
+        """Extend what has to be; gives the seconds until the next look."""
+        now = self._host.monotonic()
+        with self._lock:
+            watched, self._watched = self._watched, {}
+        try:
+            self._make_good()
+            ids = sorted(watched.keys() | set(self._in_turns()))
+            for start in range(0, len(ids), BATCH):
+                for extension in self.store.backstops.claim(ids[start : start + BATCH]):
+                    self._extend_or_tell(extension)
+        except Exception as error:  # noqa: BLE001 - nobody is forgotten, and the looks go on
+            self._tell(None, error)
+            self._extend_blindly()
+        else:
+            self._answered_at = now
+            self._blind = {}
+            watched = {name: until for name, until in watched.items() if until > now}
+        with self._lock:
+            for name, until in watched.items():
+                self._watched[name] = max(until, self._watched.get(name, until))
+        return self.policy.extend_interval
+
+    def _make_good(self) -> None:
+        """What was extended blindly may have been promised longer meanwhile: the store knows."""
+        for session_id in sorted(self._blind):
+            for extension in self.store.backstops.claim([session_id], anyway=True):
+                self._extend_or_tell(extension)
+
+    def extend_now(self, session_id: str) -> None:
+        """
+        Before a caller is promised that a session is kept: let its sandbox live that long.
+        Raises ProviderError when the provider did not.
+        """
+        if self._is_needed():
+            for extension in self.store.backstops.claim([session_id], at_once=True):
+                self._extend(extension)
+
+    def _is_needed(self) -> bool:
+        return any(self.is_set(provider) for provider in self.providers.values())
+
+    def _extend_or_tell(self, extension: Extension) -> None:
+        try:
+            self._extend(extension)
+        except Exception as error:  # noqa: BLE001 - the next one is not to blame
+            self._tell(extension, error)
+
+    def _extend(self, extension: Extension) -> None:
+        provider = self.providers.get(extension.provider)
+        if provider is None or provider.scope() != extension.scope:
+            raise AuthFailed(
+                f"the sandbox is at {extension.provider} in scope {extension.scope!r}, which this "
+                "process does not use"
+            )
+        deadline = self._host.monotonic() + self.policy.extend_claim
+        enough = False
+        try:
+            granted = provider.extend(extension.ref, ttl=extension.ttl, deadline=deadline)
+            enough = self.store.backstops.granted(extension, granted)
+        finally:
+            if not enough:  # its session may be idle from now on, and is kept all the same
+                self.watch(extension.session_id, seconds=extension.ttl)
+
+    def _extend_blindly(self) -> None:
+        """
+        The store does not answer, and the turns of this process go on: an outage that is longer
+        than the TTL must not end them. At most every eighth of it, since nobody can say when it
+        was extended last.
+        """
+        now = self._host.monotonic()
+        for session in self._in_turns().values():
+            ttl = self.policy.backstop_ttl(session.idle_ttl) or 0.0
+            if session.extended_until is not None:  # less would take back what was promised
+                ttl += max(0.0, (session.extended_until - session.seen_at).total_seconds())
+            provider = self.providers.get(session.sandbox.provider)
+            if provider is None or not self.is_set(provider):
+                continue
+            # One failed statement is no outage: others may have extended it for longer.
+            if now - self._blind.get(session.id, self._answered_at) < ttl / 8:
+                continue
+            self._blind[session.id] = now
+            ref = SandboxRef(name=session.sandbox.name, external_id=session.sandbox.external_id)
+            try:
+                deadline = self._host.monotonic() + self.policy.extend_claim
+                provider.extend(ref, ttl=ttl, deadline=deadline)
+            except Exception as error:  # noqa: BLE001 - the next one is not to blame
+                self._tell(None, error)
+
+    def _tell(self, extension: Extension | None, error: Exception) -> None:
+        self.store.database.tell(
+            Event(
+                kind=EventKind.EXTEND_FAILED,
+                actor=self._actor,
+                session_id=None if extension is None else extension.session_id,
+                generation=None if extension is None else extension.generation,
+                detail={"error": f"{type(error).__name__}: {error}"},
+            )
+        )
+
+
+def _forget(this: weakref.ref[Backstop]) -> None:
+    backstop = this()
+    if backstop is not None:
+        backstop._forget()  # noqa: SLF001 - the fork calls it for the object

@@ -1,0 +1,116 @@
+"""The provider's own TTL on each sandbox: what was granted, and who may ask for more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import and_, bindparam, case, func, or_, select, true, update
+
+from ..model import sandbox_name
+from ..providers.base import SandboxRef
+from ..schema import sandboxes, sessions
+from .database import Database
+from .rules import ACTIVE, OF_SESSION, RUNNING, Rules, b, s
+from .sql import Earliest, Latest, later
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """A sandbox that has to live longer than its provider means to let it."""
+
+    key: str
+    session_id: str
+    generation: int
+    provider: str
+    scope: str
+    ref: SandboxRef
+    ttl: float  # seconds from now
+    asked_at: datetime  # by the database's clock
+
+
+class Backstops:
+    """One method, one transaction. None is a move: no state depends on them."""
+
+    def __init__(self, database: Database, rules: Rules, installation: str) -> None:
+        self.database = database
+        self.installation = installation
+        policy = rules.policy
+        confirm = policy.confirm_interval
+        idle = case((s.idle_ttl > confirm, s.idle_ttl), else_=confirm)
+        ttl = (policy.backstop or 0.0) * (idle + confirm)  # Policy.backstop_ttl, for each row
+        active_at = Latest(s.last_activity_at, func.coalesce(s.extended_until, s.last_activity_at))
+        needed = later(active_at, ttl)
+        now_or_never = or_(b.extend_at <= rules.now, bindparam("at_once", type_=true().type))
+        anyway = bindparam("anyway", type_=true().type)
+        due = and_(RUNNING, or_(and_(b.expires_at < needed, now_or_never), anyway))
+        of = s.id.in_(bindparam("ids", expanding=True))
+        chosen = select(b.key).join_from(sessions, sandboxes, OF_SESSION).where(of, ACTIVE, due)
+        self._claim = (
+            update(sandboxes)
+            .where(b.key.in_(chosen), RUNNING, or_(now_or_never, anyway))
+            .values(extend_at=rules.in_(policy.extend_claim))
+            .returning(b.key)
+        )
+        # Never less than from now on: where the database's clock stepped forward, what it knows of
+        # the last activity is old, and an extension would shorten the life of a live sandbox.
+        wanted = Latest(needed, later(rules.now, ttl))
+        self._wanted = (
+            select(sandboxes, wanted.label("needed"), rules.now.label("at"))
+            .join_from(sessions, sandboxes, OF_SESSION)
+            .where(b.key.in_(bindparam("keys", expanding=True)))
+        )
+        seconds = bindparam("seconds", type_=rules.seconds)
+        granted = bindparam("granted", type_=b.expires_at.type)
+        self._granted = (
+            update(sandboxes)
+            .where(b.key == bindparam("of_key"), RUNNING)
+            .values(
+                # A provider's clock may be ahead of the database's: never more than was asked.
+                expires_at=Earliest(func.coalesce(granted, rules.in_(seconds)), rules.in_(seconds)),
+                extend_at=rules.in_(seconds / 4),
+            )
+        )
+
+    def claim(
+        self, session_ids: Sequence[str], *, at_once: bool = False, anyway: bool = False
+    ) -> list[Extension]:
+        """
+        Which of these sessions have a sandbox that would not outlive its session. Nobody else is
+        given them for a while. `at_once` also those that were extended a moment ago.
+        """
+        with self.database.move() as move:
+            of = {"ids": list(session_ids), "at_once": at_once, "anyway": anyway}
+            rows = move.all(self._claim, of)
+            if not rows:
+                return []
+            rows = move.all(self._wanted, {"keys": [row.key for row in rows]})
+        return [
+            Extension(
+                key=row.key,
+                session_id=row.session_id,
+                generation=row.generation,
+                provider=row.provider,
+                scope=row.scope,
+                ref=SandboxRef(
+                    name=sandbox_name(self.installation, row.key), external_id=row.external_id
+                ),
+                ttl=(row.needed - row.at).total_seconds(),
+                asked_at=row.at,
+            )
+            for row in rows
+        ]
+
+    def granted(self, extension: Extension, expires_at: datetime | None) -> bool:
+        """
+        What the provider said; None when it granted what it was asked for. False when that is
+        less than what has to be left after the last activity.
+        """
+        seconds = extension.ttl
+        if expires_at is not None:
+            seconds = min(seconds, (expires_at - extension.asked_at).total_seconds())
+        of = {"of_key": extension.key, "granted": expires_at, "seconds": max(0.0, seconds)}
+        with self.database.single() as move:
+            move.run(self._granted, of)
+        return seconds >= 0.75 * extension.ttl
