@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,7 +27,7 @@ except ImportError:
     pass
 else:
     register()
-broker, queue, messages, raw = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+broker, queue, messages, raw = json.load(sys.stdin)
 app = Celery("stranger", broker=broker)
 if broker.startswith("amqp"):
     # A name alone would declare the queue as this program sees it, and RabbitMQ refuses that.
@@ -72,6 +74,9 @@ FORGED_ARGUMENTS: tuple[tuple[Sequence[object], Mapping[str, object]], ...] = (
     (["x" * 10_000, 1], {}),
     ([], {"session_id": "live", "generation": {}}),
 )
+ANY: tuple[object, ...] = (None, True, 0, -1, 2**60, 1.5, "", "x", [], [1], {}, {"a": [None]})
+HEADERS = ("eta", "expires", "retries", "timelimit", "group", "root_id", "lang", "origin", "shadow")
+TASKS = ("celery.map", "celery.chord_unlock", "celery.chain", "sandkeeper.purge_ended_sessions")
 JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 GARBAGE = (
     ("not json", JSON),
@@ -140,6 +145,49 @@ def test_a_message_that_would_kill_a_worker_is_refused(site: Site) -> None:
     site.assert_nothing_left()
 
 
+def test_whatever_is_in_the_queue_harms_nobody(site: Site, tmp_path: Path) -> None:
+    """S1: hundreds of messages of chance, near to real ones; pickle is refused unread."""
+    touched = tmp_path / "unpickled"
+    worker = site.worker(concurrency=1)
+    site.until(site.swept_at, "the worker's first sweep ran")
+    site.keeper.open("live", idle_ttl=3600)
+    site.keeper.open("last", idle_ttl=3600)
+    site.keeper.end("last")
+
+    _enqueue(site, [Message(TEARDOWN, ["last", 1], {})], _by_chance(300, touched))
+    site.until(lambda: site.gone("last") or worker.exit_code is not None, "the worker came through")
+
+    assert worker.exit_code is None
+    assert not touched.exists()
+    assert site.alive() == {site.name("live")}
+    assert site.recorded("sandbox_gone") == {("last", 1): 1}
+
+
+def _by_chance(count: int, touched: Path) -> list[tuple[str, Mapping[str, object]]]:
+    """Bodies and headers, each well made or not; the same ones in every run."""
+    chance = Random(7)
+    pickled = f"cos\nsystem\n(S'touch {touched}'\ntR."
+    bodies = [
+        *(json.dumps(body) for body in ANY),
+        *(
+            json.dumps([args, kwargs, {}])
+            for args, kwargs in FORGED_ARGUMENTS
+            if "last" not in args
+        ),
+        *('[["live", 1], {}, {"chain": [1], "callbacks": "x", "chord": {}}]', '[["live"', "\x00"),
+        pickled,
+    ]
+    kinds = ["application/json", "application/x-python-serialize", "application/x-yaml", "", "x/y"]
+    messages: list[tuple[str, Mapping[str, object]]] = []
+    for number in range(count):
+        headers = {name: chance.choice(ANY) for name in chance.sample(HEADERS, 4)}
+        headers |= {"task": chance.choice([TEARDOWN, *TASKS, *ANY]), "id": str(number)}
+        coding = chance.choice(["utf-8", "binary", "us-ascii"])
+        options = {"content_type": chance.choice(kinds), "content_encoding": coding}
+        messages.append((chance.choice(bodies), {**options, "headers": headers}))
+    return messages
+
+
 def _enqueue(
     site: Site,
     messages: Sequence[Message],
@@ -149,8 +197,8 @@ def _enqueue(
     stack = site.stack
     arguments = [stack.broker_url, f"{stack.queue_prefix}.teardown", messages, raw]
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER]
-        + [given if isinstance(given, str) else json.dumps(given) for given in arguments],
+        [sys.executable, "-c", STRANGER],
+        input=json.dumps(arguments),
         cwd=site.folder,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT) if ours else ""},
         capture_output=True,
