@@ -5,14 +5,12 @@ itself. It is extended at most every quarter of it.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 
-from .errors import AuthFailed
+from .errors import AuthFailed, words
 from .events import Event, EventKind
-from .host import Host
+from .host import Host, in_forked_children
 from .model import Session
 from .providers.base import Capability, SandboxProvider, SandboxRef
 from .store import Store
@@ -45,9 +43,7 @@ class Backstop:
         self._actor = actor
         self._loop = host.loop("sandkeeper-backstop", self.look, self.policy.extend_interval)
         self._forget()
-        if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _forget(this))
+        in_forked_children(self, Backstop._forget)
 
     def _forget(self) -> None:
         self._watched: dict[str, float] = {}  # until when, by the host's monotonic clock
@@ -180,12 +176,6 @@ class Backstop:
                 actor=self._actor,
                 session_id=None if extension is None else extension.session_id,
                 generation=None if extension is None else extension.generation,
-                detail={"error": f"{type(error).__name__}: {error}"},
+                detail={"error": words(error)},
             )
         )
-
-
-def _forget(this: weakref.ref[Backstop]) -> None:
-    backstop = this()
-    if backstop is not None:
-        backstop._forget()  # noqa: SLF001 - the fork calls it for the object

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .errors import SandkeeperError
 from .events import Event, EventKind
-from .host import Host
+from .host import Host, in_forked_children
 from .model import Session
 
 BATCH = 500
@@ -49,9 +47,7 @@ class Beater:
         self._actor = actor
         self._loop = host.loop("sandkeeper-beater", self._round, interval)
         self.forget()
-        if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _reset(this))
+        in_forked_children(self, Beater.forget)
 
     def forget(self) -> None:
         """Start over without turns."""
@@ -99,9 +95,3 @@ class Beater:
     def _round(self) -> float:
         # After an outage the first heartbeat must come before the second look of the sweep.
         return self.interval if self.once() else self.interval / 4
-
-
-def _reset(this: weakref.ref[Beater]) -> None:
-    beater = this()
-    if beater is not None:
-        beater.forget()

@@ -157,3 +157,8 @@ class Unsupported(ProviderError):
     """This provider, or this machine, cannot do that."""
 
     retryable = False
+
+
+def words(error: Exception) -> str:
+    """An error of any kind in one line, for events and rows."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

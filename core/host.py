@@ -10,10 +10,25 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 Step = Callable[[], float]
 """One round of a background work. It gives the seconds until the next one."""
+
+
+def in_forked_children(this: T, start_over: Callable[[T], None]) -> None:
+    """Let an object start over in every child that is forked, for as long as it lives."""
+    living = weakref.ref(this)
+
+    def call() -> None:
+        found = living()
+        if found is not None:
+            start_over(found)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
 
 
 class Loop(Protocol):
@@ -40,9 +55,7 @@ class ThreadLoop:
         self._first_pause = first_pause
         self._thread: threading.Thread | None = None
         self._forget()
-        if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _forget(this))
+        in_forked_children(self, ThreadLoop._forget)
 
     def start(self) -> None:
         with self._lock:
@@ -68,12 +81,6 @@ class ThreadLoop:
         pause = self._first_pause
         while not stop.wait(pause):
             pause = self._step()
-
-
-def _forget(this: weakref.ref[ThreadLoop]) -> None:
-    loop = this()
-    if loop is not None:
-        loop._forget()  # noqa: SLF001 - the fork calls it for the object
 
 
 def _milliseconds() -> int:

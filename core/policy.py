@@ -97,6 +97,12 @@ class Policy:
             longest = min(self.retry_max, self.retry_base * 2.0 ** min(attempts - 1, 32))
         return longest * (1.0 - spread / 2.0)
 
+    def limit_pause(self, wished: float | None, *, spread: float) -> float:
+        """Seconds without calls after a rate limit: the Retry-After, if it is one, in bounds."""
+        if wished is None or math.isnan(wished):
+            wished = self.pause(1, spread=spread)
+        return min(max(wished, self.retry_base), self.longest_pause)
+
     def outage_pause(self, failures: int, *, spread: float) -> float:
         """Seconds that a circuit stays open after so many failures in a row; jittered."""
         longest = min(self.retry_max, self.retry_base * 2.0 ** min(max(0, failures - 5), 32))

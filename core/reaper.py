@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from .errors import SchemaOutdated, StoreError, StoreUnavailable
+from .errors import SchemaOutdated, StoreError, StoreUnavailable, words
 from .events import Event, EventKind
 from .host import Host
 from .providers.base import SandboxProvider
 from .store import Store
 from .store.guard import Decision, HoldReason
-from .teardown import CALLS_AT_ONCE, Teardown, TeardownOutcome, Undertaker, words
+from .teardown import CALLS_AT_ONCE, Teardown, TeardownOutcome, Undertaker
 
 __all__ = ["Doorbell", "Reaper", "SweepReport", "Teardown", "TeardownOutcome"]
 
@@ -74,7 +74,7 @@ class Reaper:
         guard = self.store.guard
         guard.check(actor=ACTOR)
         ending = self._may_end()
-        report = SweepReport(clamped=self._until_short(self.store.sweeps.clamp))
+        report = SweepReport(clamped=self._until_short(self.store.clamps.clamp))
         report += self._sweep_sessions(ending=ending)
         if ending:
             report += SweepReport(expired=self._until_short(self.store.sweeps.expired_creates))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .errors import AuthFailed, OutcomeUnknown, ProviderError, RateLimited, Unavailable
-from .host import Host
+from .errors import AuthFailed, OutcomeUnknown, ProviderError, RateLimited, Unavailable, words
+from .host import Host, in_forked_children
 from .model import Claim, ownership
 from .providers.base import ProviderState, SandboxProvider, SandboxRef
 from .store import Store
@@ -56,10 +55,11 @@ class Undertaker:
         self.providers = providers
         self.host = host
         self._at_once = at_once if len(providers) > 1 else None
-        self.forget()
+        self._forget()
+        in_forked_children(self, Undertaker._forget)
 
-    def forget(self) -> None:
-        """Start over in a forked child: no call is under way there."""
+    def _forget(self) -> None:
+        """No call is under way in a child that was forked."""
         self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -88,8 +88,7 @@ class Undertaker:
         except Exception as error:  # noqa: BLE001 - a provider's bug does not end its teardown
             return self._failed(claim, worker, Unavailable(words(error)))
         if left is not None:
-            said = Unavailable(f"destroy was accepted, and the provider still says {left}")
-            return self._failed(claim, worker, said, answered=True)
+            return self._failed(claim, worker, still_there(left), answered=True)
         if claim.failures or claim.spacing:
             self.store.health.answered(claim.provider, actor=worker)
         if self.store.teardowns.gone(claim, actor=worker):
@@ -126,9 +125,7 @@ class Undertaker:
         ref = SandboxRef(name=claim.name, external_id=claim.external_id)
         if claim.external_id is None and self._is_anothers(provider, ref, deadline):
             return None  # its name was taken before ours was made: nothing of ours is here
-        provider.destroy(ref, deadline=deadline)
-        left = provider.get(ref, deadline=deadline)
-        return None if left is None or left.state is ProviderState.GONE else left.state
+        return destroy(provider, ref, deadline)
 
     def _is_anothers(self, provider: SandboxProvider, ref: SandboxRef, deadline: float) -> bool:
         """S2: without an id of our own a name alone does not make a sandbox ours."""
@@ -152,10 +149,7 @@ class Undertaker:
 
     def _limited(self, claim: Claim, worker: str, error: RateLimited) -> Teardown:
         """It says nothing of this sandbox, and it slows the whole fleet down."""
-        wished = error.retry_after
-        if wished is None or math.isnan(wished):
-            wished = self.policy.pause(1, spread=self.host.spread())
-        pause = min(max(wished, self.policy.retry_base), self.policy.longest_pause)
+        pause = self.policy.limit_pause(error.retry_after, spread=self.host.spread())
         self.store.health.limited(claim.provider, pause)
         return self._release(claim, worker, error, pause, counts=False)
 
@@ -178,7 +172,7 @@ class Undertaker:
         return self.store.health.failed(
             claim.provider,
             claim.key,
-            _said(error),
+            words(error),
             pause,
             actor=worker,
             probe=claim.failures >= FAILURES,
@@ -202,7 +196,7 @@ class Undertaker:
         quarantine: bool = False,
     ) -> Teardown:
         released = self.store.teardowns.release(
-            claim, _said(error), pause, actor=worker, counts=counts, quarantine=quarantine
+            claim, words(error), pause, actor=worker, counts=counts, quarantine=quarantine
         )
         if not released:
             return Teardown(outcome=TeardownOutcome.REFUSED)
@@ -220,10 +214,16 @@ class Undertaker:
                 self._under_way[provider] -= room
 
 
-def _said(error: ProviderError) -> str:
-    return f"{type(error).__name__}: {error}"
+def destroy(provider: SandboxProvider, ref: SandboxRef, deadline: float) -> ProviderState | None:
+    """
+    What is left of a sandbox after its destroy, by the provider's own later word: None when it is
+    gone. `deadline` is of the host's monotonic clock. Raises what the provider raises.
+    """
+    provider.destroy(ref, deadline=deadline)
+    left = provider.get(ref, deadline=deadline)
+    return None if left is None or left.state is ProviderState.GONE else left.state
 
 
-def words(error: Exception) -> str:
-    """An error of any kind in one line."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def still_there(left: ProviderState) -> Unavailable:
+    """The error of a destroy that was accepted and not done."""
+    return Unavailable(f"destroy was accepted, and the provider still says {left}")

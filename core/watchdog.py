@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .errors import SandkeeperError
+from .errors import SandkeeperError, words
 from .events import Event, EventKind
 from .host import Host
 from .store import Store
@@ -51,7 +51,7 @@ class Watchdog:
             # Whoever cannot reach the database hears of it from every other call.
             self._tell(error=str(error))
         except Exception as error:  # noqa: BLE001 - the watch goes on
-            self._tell(error=f"{type(error).__name__}: {error}")
+            self._tell(error=words(error))
         return self._pause()
 
     def _warn(self, pulse: Pulse) -> None:

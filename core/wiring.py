@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +16,7 @@ from sqlalchemy.engine import URL
 from . import migrations
 from .errors import SettingsError
 from .events import Log, Sink
-from .host import Host
+from .host import Host, in_forked_children
 from .lifecycle import Keeper
 from .policy import Policy
 from .providers.base import SandboxProvider
@@ -98,14 +97,8 @@ def _forget_in_children(engine: Engine) -> None:
     A server that forks after it connected (gunicorn's preload) would share its connections with
     its children, which then read the answers to each other's statements: silently wrong rows.
     """
-    if hasattr(os, "register_at_fork"):
-        this = weakref.ref(engine)
-        os.register_at_fork(after_in_child=lambda: _forget(this()))
-
-
-def _forget(engine: Engine | None) -> None:
-    if engine is not None:
-        engine.dispose(close=False)  # the connections are the parent's, and stay open
+    # Not closed: they are the parent's, and stay open there.
+    in_forked_children(engine, lambda engine: engine.dispose(close=False))
 
 
 def _url(database_url: str) -> URL:
@@ -251,14 +244,6 @@ class System:
     def reaper(self, doorbell: Doorbell) -> Reaper:
         """What tasks call. `doorbell` publishes teardowns, and raises when it cannot."""
         return Reaper(self.store, self.providers, doorbell=doorbell, undertaker=self._undertaker)
-
-    def after_fork(self) -> None:
-        """
-        Forget the connections of the parent without closing them: a child that used one would
-        read the answers to the parent's statements, and tear down somebody's live session.
-        """
-        _forget(self.engine)
-        self._undertaker.forget()
 
     def close(self) -> None:
         self.engine.dispose()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from celery import bootsteps, signals
 from kombu import Exchange, Queue
 
 from core.errors import SandkeeperError, StoreUnavailable
+from core.host import in_forked_children
 from core.wiring import System
 from tasks.app import SWEEP, app
 
@@ -22,35 +22,32 @@ DEAD_TTL: Final = 7 * 24 * 3600 * 1000  # milliseconds
 
 
 class Runtime:
-    """One System per process, made when the first task needs it."""
+    """
+    One System per process, made when the first task needs it. A prefork child that finds its
+    parent's may use it: it has forgotten the parent's connections.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process = 0
+        self._forget_lock()
         self._system: System | None = None
+        in_forked_children(self, Runtime._forget_lock)
+
+    def _forget_lock(self) -> None:
+        """Whoever held it does not exist in a child."""
+        self._lock = threading.Lock()
 
     def system(self) -> System:
-        """
-        This process's System. A prefork child that finds its parent's drops the connections it
-        inherited: two processes on one connection read each other's rows.
-        """
+        """This process's System."""
         with self._lock:
             if self._system is None:
                 self._system = System.from_env()
-            elif self._process != os.getpid():
-                self._system.after_fork()
-            self._process = os.getpid()
             return self._system
-
-    def forked(self) -> None:
-        """Begin anew in a child: whoever held the lock does not exist here."""
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Let go of every connection. The next task, if there is one, begins anew."""
         with self._lock:
             system, self._system = self._system, None
-            if system is not None and self._process == os.getpid():
+            if system is not None:
                 system.close()
 
 
@@ -91,11 +88,6 @@ def _look_first(**_: Any) -> None:
         logger.warning("DatabaseAway error=%s", error)
     except SandkeeperError as error:
         raise SystemExit(f"sandkeeper: {error}") from None
-
-
-@signals.worker_process_init.connect
-def _child_started(**_: Any) -> None:
-    runtime.forked()
 
 
 @signals.worker_process_shutdown.connect

@@ -95,7 +95,7 @@ def breaker_hold(context: Context, why: str) -> None:
 @told
 def orphans(context: Context, limit: int, json_: bool) -> None:  # noqa: FBT001
     """List sandboxes that carry our labels and that no row explains."""
-    rows = [asdict(orphan) for orphan in context.system.store.inventory.orphans(limit)]
+    rows = [asdict(orphan) for orphan in context.system.store.orphans.all(limit)]
     columns = ("name", "provider", "kind", "first_seen_at", "sightings", "attempts", "last_error")
     show(rows, columns, json_=json_)
 

@@ -72,7 +72,7 @@ def at(file: str, *names: str, on: str = "sqlite") -> tuple[str, ...]:
 
 SWEEPS, RULES, TURNS = "core/store/sweeps.py", "core/store/rules.py", "core/store/turns.py"
 TEARDOWNS, REAPER, LIFECYCLE = "core/store/teardowns.py", "core/reaper.py", "core/lifecycle.py"
-TEARDOWN = "core/teardown.py"
+TEARDOWN, CLAMPS = "core/teardown.py", "core/store/clamps.py"
 OPENINGS, SESSIONS, DATABASE = (
     "core/store/openings.py",
     "core/store/sessions.py",
@@ -224,8 +224,8 @@ MUTANTS = (
         "an accepted destroy is believed",
         "L3: done only when the provider confirms absence",
         TEARDOWN,
-        "        left = provider.get(ref, deadline=deadline)\n",
-        "        left = None\n",
+        "    left = provider.get(ref, deadline=deadline)\n",
+        "    left = None\n",
         at("teardown", "an_accepted_destroy_is_not_believed"),
     ),
     Mutant(
@@ -327,7 +327,7 @@ MUTANTS = (
     Mutant(
         "dates of the future stay",
         "L1: a clock that steps back delays, it does not forget",
-        SWEEPS,
+        CLAMPS,
         "            .where(s.id.in_(locked(far, skip=True)))\n",
         '            .where(s.id.in_(locked(far, skip=True)), s.id == "")\n',
         at("reaper", "a_clock_that_steps_back_delays_nothing_beyond_one_idle_time"),

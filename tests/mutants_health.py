@@ -16,7 +16,8 @@ BACKSTOP, BACKSTOPS, OPENINGS = (
     "core/store/backstops.py",
     "core/store/openings.py",
 )
-LIFECYCLE, HOST = "core/lifecycle.py", "core/host.py"
+LIFECYCLE, HOST, POLICY = "core/lifecycle.py", "core/host.py", "core/policy.py"
+CLAMPS = "core/store/clamps.py"
 
 HEALTH_MUTANTS = (
     Mutant(
@@ -118,7 +119,7 @@ HEALTH_MUTANTS = (
     Mutant(
         "a circuit waits for a date of the future",
         "L1: a clock that stepped back keeps no circuit open",
-        SWEEPS,
+        CLAMPS,
         "update(providers).where(p.open_until > too_far).values(open_until=rules.now),",
         "",
         at("health", "a_clock_that_stepped_back_does_not_keep_it_shut", on="sqlite--2592000.0"),
@@ -126,7 +127,7 @@ HEALTH_MUTANTS = (
     Mutant(
         "a rate limit waits for a date of the future",
         "L1: a clock that stepped back stops no calls",
-        SWEEPS,
+        CLAMPS,
         ".values(limited_until=rules.now, next_call_at=rules.now),",
         ".values(next_call_at=rules.now),",
         at("health", "a_clock_that_stepped_back_does_not_keep_it_shut", on="sqlite--2592000.0"),
@@ -166,15 +167,15 @@ HEALTH_MUTANTS = (
     Mutant(
         "a wish is not bounded",
         "F20: no header stops the fleet for a year",
-        UNDERTAKER,
-        "pause = min(max(wished, self.policy.retry_base), self.policy.longest_pause)",
-        "pause = max(wished, self.policy.retry_base)",
+        POLICY,
+        "return min(max(wished, self.retry_base), self.longest_pause)",
+        "return max(wished, self.retry_base)",
         at("health", "a_wish_that_is_absurd_is_bounded", on="sqlite-31536000.0-900.0"),
     ),
     Mutant(
         "a wish that is no number is granted",
         "F20: no header makes a row that no database can keep",
-        UNDERTAKER,
+        POLICY,
         "if wished is None or math.isnan(wished):",
         "if wished is None:",
         at("health", "a_wish_that_is_absurd_is_bounded", on="sqlite-nan-5.0"),
@@ -419,16 +420,16 @@ HEALTH_MUTANTS = (
         "a child keeps its parent's lock",
         "a forked server is not stuck at its first call",
         BACKSTOP,
-        "            os.register_at_fork(after_in_child=lambda: _forget(this))\n",
-        "            os.register_at_fork(after_in_child=lambda: this)\n",
+        "        in_forked_children(self, Backstop._forget)\n",
+        "",
         at("backstop", "a_forked_child_begins_anew", on=""),
     ),
     Mutant(
         "a child keeps its parent's thread",
         "background work begins anew in a forked server",
         HOST,
-        "            os.register_at_fork(after_in_child=lambda: _forget(this))\n",
-        "            os.register_at_fork(after_in_child=lambda: this)\n",
+        "        in_forked_children(self, ThreadLoop._forget)\n",
+        "",
         at("host", "a_forked_child_begins_anew", on=""),
     ),
     Mutant(

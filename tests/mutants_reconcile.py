@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from tests.mutants import Mutant, at
 
-RECONCILE, INVENTORY = "core/reconcile.py", "core/store/inventory.py"
+RECONCILE, VISIT, LISTING, KILLS, MISSING = (
+    "core/reconcile/__init__.py",
+    "core/reconcile/visit.py",
+    "core/reconcile/listing.py",
+    "core/reconcile/orphans.py",
+    "core/reconcile/missing.py",
+)
+INVENTORY, ORPHANS = "core/store/inventory.py", "core/store/orphans.py"
 GUARD, RESTORE, RULES = "core/store/guard.py", "core/store/restore.py", "core/store/rules.py"
 SWEEPS, TEARDOWNS, SQL = "core/store/sweeps.py", "core/store/teardowns.py", "core/store/sql.py"
 WITNESS, MODEL, REAPER, SAFETY = (
@@ -19,7 +26,7 @@ RECONCILE_MUTANTS = (
     Mutant(
         "a second look in the same moment counts",
         "L4: two beats at once are one look",
-        INVENTORY,
+        ORPHANS,
         "        o.last_seen_at >= later(o.first_seen_at, rules.policy.reconcile_interval / 2),\n",
         "",
         at("reconcile", "two_passes_at_once_are_one_look"),
@@ -27,7 +34,7 @@ RECONCILE_MUTANTS = (
     Mutant(
         "no grace",
         "L4: what no row explains is watched first",
-        INVENTORY,
+        ORPHANS,
         "        o.first_seen_at <= rules.in_(-rules.policy.orphan_grace),\n",
         "",
         at("reconcile", "a_sandbox_that_no_row_explains_is_removed_after_the_grace"),
@@ -35,7 +42,7 @@ RECONCILE_MUTANTS = (
     Mutant(
         "an orphan is claimed without the rows",
         "S1: a row that comes back saves its sandbox",
-        INVENTORY,
+        ORPHANS,
         ".where(this, _is_orphan(rules), UNHELD)",
         ".where(this, UNHELD)",
         at("reconcile", "a_row_that_comes_back_before_the_kill_saves_its_sandbox"),
@@ -43,23 +50,23 @@ RECONCILE_MUTANTS = (
     Mutant(
         "labels are not looked at again",
         "S2: what is not ours any more is not touched",
-        RECONCILE,
-        "        if owned is None or owned.key != orphan.key:\n",
-        "        if False:\n",
+        KILLS,
+        "    if owned is None or owned.key != orphan.key:\n",
+        "    if False:\n",
         at("reconcile", "labels_that_change_before_the_kill_save_the_sandbox"),
     ),
     Mutant(
         "any sandbox of the name will do",
         "S1: the running one is not its twin",
-        RECONCILE,
-        "        if found.ref.external_id != orphan.external_id:\n",
-        "        if False:\n",
+        KILLS,
+        "    if found.ref.external_id != orphan.external_id:\n",
+        "    if False:\n",
         at("reconcile", "a_look_that_answers_with_another_sandbox_kills_nothing"),
     ),
     Mutant(
         "a twin is destroyed by its name",
         "S1: the running one has the same name",
-        RECONCILE,
+        KILLS,
         "ref = SandboxRef(name=orphan.name, external_id=orphan.external_id)\n",
         "ref = SandboxRef(name=orphan.name)\n",
         at(
@@ -70,15 +77,15 @@ RECONCILE_MUTANTS = (
     Mutant(
         "an accepted destroy of an orphan is believed",
         "L3: a kill is one when the provider says so",
-        RECONCILE,
-        "        left = self.provider.get(ref, deadline=deadline)\n",
-        "        left = None\n",
+        KILLS,
+        "    if left is not None:\n",
+        "    if False:\n",
         at("reconcile", "an_accepted_destroy_is_not_believed"),
     ),
     Mutant(
         "what is being torn down is forgotten",
         "H1: every kill is in the ledger",
-        INVENTORY,
+        ORPHANS,
         'o.last_seen_at < bindparam("began_at"), o.not_before <= rules.now',
         'o.last_seen_at < bindparam("began_at")',
         at(
@@ -89,7 +96,7 @@ RECONCILE_MUTANTS = (
     Mutant(
         "a failed kill does not back off",
         "F14: what fails waits",
-        INVENTORY,
+        ORPHANS,
         'not_before=rules.in_(bindparam("seconds", type_=rules.seconds))',
         'not_before=rules.in_(bindparam("seconds", type_=rules.seconds) * 0)',
         at("reconcile", "one_orphan_that_fails_stops_no_other"),
@@ -113,7 +120,7 @@ RECONCILE_MUTANTS = (
     Mutant(
         "any id is noted",
         "F13: one that no column takes stops no other",
-        RECONCILE,
+        LISTING,
         "0 < len(external_id) <= 255 and external_id.isprintable()",
         "len(external_id) > 0",
         at("reconcile", "a_sandbox_that_no_statement_can_note_stops_no_other"),
@@ -122,28 +129,28 @@ RECONCILE_MUTANTS = (
     Mutant(
         "half a listing is a listing",
         "S4: all pages, or nothing is concluded",
-        RECONCILE,
-        "            page = self.provider.list(wanted, cursor=cursor, deadline=self.deadline)\n",
-        "            try:\n"
-        "                page = self.provider.list(wanted, cursor=cursor, deadline=self.deadline)\n"
-        "            except Exception:\n"
-        "                return listing\n",
+        LISTING,
+        "        page = visit.provider.list(wanted, cursor=cursor, deadline=visit.deadline)\n",
+        "        try:\n"
+        "            page = visit.provider.list(wanted, cursor=cursor, deadline=visit.deadline)\n"
+        "        except Exception:\n"
+        "            return listing\n",
         at("reconcile", "of_half_a_listing_nothing_is_concluded", on="sqlite-Unavailable"),
     ),
     Mutant(
         "a listing may go round in circles",
         "S4: it is told what is wrong",
-        RECONCILE,
-        "            if page.cursor in seen:\n",
-        "            if False:\n",
+        LISTING,
+        "        if page.cursor in seen:\n",
+        "        if False:\n",
         at("reconcile", "a_listing_that_goes_round_in_circles_is_none"),
     ),
     Mutant(
         "a listing may go on for ever",
         "S4: a pass has its time",
-        RECONCILE,
-        "        while self.host.monotonic() < self.deadline:\n",
-        "        while True:\n",
+        LISTING,
+        "    while not visit.is_over():\n",
+        "    while True:\n",
         at("reconcile", "a_listing_without_an_end_is_none"),
     ),
     Mutant(
@@ -157,34 +164,34 @@ RECONCILE_MUTANTS = (
     Mutant(
         "one orphan's failure is everybody's",
         "F13: one that fails stops no other",
-        RECONCILE,
-        "        except Exception as error:  # noqa: BLE001 - the next orphan",
-        "        except ProviderError as error:  # the next orphan",
+        KILLS,
+        "    except Exception as error:  # noqa: BLE001 - the next orphan",
+        "    except ProviderError as error:  # the next orphan",
         at("reconcile", "one_orphan_that_fails_stops_no_other"),
     ),
     Mutant(
         "the look for others must succeed",
         "L4: a courtesy stops no pass",
-        RECONCILE,
-        "        except Exception:  # noqa: BLE001 - a courtesy",
-        "        except OSError:  # a courtesy",
+        LISTING,
+        "    except Exception:  # noqa: BLE001 - a courtesy",
+        "    except OSError:  # a courtesy",
         at("reconcile", "an_account_that_cannot_be_looked_through_is_still_compared"),
     ),
     # What is missing
     Mutant(
         "not listed is lost",
         "S4: only the answer for this very sandbox counts",
-        RECONCILE,
-        "                info = self.provider.get(ref, deadline=self.deadline)\n",
-        "                info = None\n",
+        MISSING,
+        "            info = visit.provider.get(ref, deadline=visit.deadline)\n",
+        "            info = None\n",
         at("reconcile", "a_listing_that_lacks_a_running_sandbox_ends_no_session"),
     ),
     Mutant(
         "no answer is a no",
         "S4: a look that fails confirms nothing",
-        RECONCILE,
-        "                self._count(unconfirmed=1)\n                continue\n",
-        "                info = None\n",
+        MISSING,
+        "            visit.count(unconfirmed=1)\n            continue\n",
+        "            info = None\n",
         at("reconcile", "a_look_that_fails_confirms_no_loss", on="sqlite-503"),
     ),
     Mutant(
@@ -214,7 +221,7 @@ RECONCILE_MUTANTS = (
     Mutant(
         "the account is looked at once",
         "S4: credentials may change during a pass",
-        RECONCILE,
+        VISIT,
         "        if scope != self.scope:\n",
         "        if False:\n",
         at("reconcile", "credentials_that_change_during_a_pass_lose_nothing", on="sqlite-list")
@@ -223,18 +230,17 @@ RECONCILE_MUTANTS = (
     Mutant(
         "every pass asks for the same batch",
         "F14: what is never listed hides nothing",
-        RECONCILE,
-        "        return cursor if asked == len(absent) else "
-        "absent[asked - 1].key if asked else began.cursor\n",
-        "        return cursor\n",
+        MISSING,
+        "    if asked == len(absent):\n",
+        "    if True:\n",
         at("reconcile", "what_a_listing_never_shows_hides_no_sandbox_that_is_lost"),
     ),
     Mutant(
         "every pass begins at the first row",
         "F14: the passes walk through all rows",
-        RECONCILE,
-        "        cursor, absent = began.cursor, list[Running]()\n",
-        '        cursor, absent = "", list[Running]()\n',
+        MISSING,
+        "    cursor, absent = visit.began.cursor, list[Running]()\n",
+        '    cursor, absent = "", list[Running]()\n',
         at(
             "reconcile",
             "one_pass_compares_a_bounded_number_of_rows_and_the_next_goes_on",
@@ -244,23 +250,23 @@ RECONCILE_MUTANTS = (
     Mutant(
         "a dry run takes claims",
         "F28: a dry run changes nothing",
-        RECONCILE,
-        "        if self.dry_run or not self.inventory.claim(orphan):\n",
-        "        if not self.inventory.claim(orphan):\n",
+        KILLS,
+        "    if visit.dry_run or not visit.orphans.claim(orphan):\n",
+        "    if not visit.orphans.claim(orphan):\n",
         at("reconcile", "a_dry_run_changes_nothing_and_concludes_the_same"),
     ),
     Mutant(
         "a dry run ends sessions",
         "F28: a dry run changes nothing",
-        RECONCILE,
-        "        if not self.dry_run:\n            self._count(lost",
-        "        if True:\n            self._count(lost",
+        MISSING,
+        "    if not visit.dry_run:\n        visit.count(lost",
+        "    if True:\n        visit.count(lost",
         at("reconcile", "a_dry_run_changes_nothing_and_concludes_the_same"),
     ),
     Mutant(
         "a dry run asks",
         "F28: a dry run changes nothing",
-        RECONCILE,
+        VISIT,
         "        if decision is None and not self.dry_run:\n",
         "        if decision is None:\n",
         at("reconcile", "a_dry_run_asks_nobody"),
@@ -269,25 +275,25 @@ RECONCILE_MUTANTS = (
     Mutant(
         "rowless sandboxes have no breaker",
         "S5: a mass is an operator's decision",
-        RECONCILE,
-        "        spared = not self._may_kill(rowless, listing.owned)\n",
-        "        spared = False\n",
+        KILLS,
+        "    spared = not _may_kill(visit, rowless, listing.owned)\n",
+        "    spared = False\n",
         at("reconcile", "many_rowless_sandboxes_at_once_are_an_operators_decision"),
     ),
     Mutant(
         "a batch of orphans is no mass",
         "S5: the mass is counted, not the batch",
-        RECONCILE,
-        "        if len(ready) == self.policy.batch:",
-        "        if False:",
+        KILLS,
+        "    if len(ready) == visit.policy.batch:",
+        "    if False:",
         at("reconcile", "a_mass_of_orphans_is_counted_across_batches"),
     ),
     Mutant(
         "missing sandboxes have no breaker",
         "S5: a mass is an operator's decision",
-        RECONCILE,
-        "            if not self._asked(HoldReason.MASS_MISSING, detail):\n",
-        "            if False:\n",
+        MISSING,
+        "        if not visit.may(HoldReason.MASS_MISSING, detail):\n",
+        "        if False:\n",
         at(
             "reconcile",
             "many_missing_sandboxes_at_once_are_an_operators_decision",
@@ -297,9 +303,9 @@ RECONCILE_MUTANTS = (
     Mutant(
         "a batch of missing ones is no mass",
         "S5: the mass is counted, not the batch",
-        RECONCILE,
-        "        expected = len(confirmed) * len(absent) / max(1, asked)\n",
-        "        expected = len(confirmed)\n",
+        MISSING,
+        "    expected = len(confirmed) * len(absent) / max(1, asked)\n",
+        "    expected = len(confirmed)\n",
         at(
             "reconcile",
             "many_missing_sandboxes_at_once_are_an_operators_decision",
@@ -309,25 +315,25 @@ RECONCILE_MUTANTS = (
     Mutant(
         "a younger database is believed",
         "F7: it cannot have made what is older",
-        RECONCILE,
-        "        if (older or emptied) and not kept:\n",
-        "        if emptied:\n",
+        KILLS,
+        "    if (older or emptied) and not kept:\n",
+        "    if emptied:\n",
         at("reconcile", "a_new_database_under_an_old_name_touches_nothing"),
     ),
     Mutant(
         "a database that explains nothing is believed",
         "F7: it is empty, or the wrong one",
-        RECONCILE,
-        "        if (older or emptied) and not kept:\n",
-        "        if older:\n",
+        KILLS,
+        "    if (older or emptied) and not kept:\n",
+        "    if older:\n",
         at("reconcile", "a_database_that_explains_nothing_of_much_is_not_believed"),
     ),
     Mutant(
         "others are not looked for",
         "F7: somebody should know",
         RECONCILE,
-        "        if began.first:\n",
-        "        if False:\n",
+        "    if visit.began.first:\n",
+        "    if False:\n",
         at(
             "reconcile",
             "a_new_installation_leaves_what_others_have_alone_and_says_so_once",
@@ -385,8 +391,8 @@ RECONCILE_MUTANTS = (
         "a denial of a copy runs out",
         "S5: the wrong database stays wrong",
         GUARD,
-        "            if reason in ABOUT_THE_DATABASE or reason is HoldReason.OPERATOR:\n",
-        "            if reason is HoldReason.OPERATOR:\n",
+        "            if reason in ONCE_AND_FOR_ALL:\n                move.run(self._refuse",
+        "            if reason is HoldReason.OPERATOR:\n                move.run(self._refuse",
         at(
             "guard",
             "a_denial_of_what_is_no_mass_holds_for_good",
@@ -429,7 +435,7 @@ RECONCILE_MUTANTS = (
     Mutant(
         "an orphan's claim does not look for holds",
         "S5: nothing is destroyed while a question is open",
-        INVENTORY,
+        ORPHANS,
         ".where(this, _is_orphan(rules), UNHELD)",
         ".where(this, _is_orphan(rules))",
         at("guard", "while_something_is_held_nothing_is_destroyed"),

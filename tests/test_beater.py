@@ -15,6 +15,7 @@ from core.errors import SandkeeperError, SessionEnded, StoreUnavailable
 from core.events import Event, EventKind
 from core.host import Host, Loop, Step, ThreadLoop
 from core.model import Session
+from tests.forks import in_child
 
 SOON = 30.0  # seconds that a loaded machine may take; nothing waits that long when all is well
 
@@ -222,26 +223,21 @@ def test_a_forked_child_does_not_beat_for_its_parent() -> None:
     """F5: a child that outlives its parent does not keep its turns alive; its own it does."""
     beats = Beats()
     with beating(beats, 0.001) as beater:
+
+        def begins_anew() -> bool:
+            inherited = (dict(beater._turns), cast("ThreadLoop", beater._loop)._thread)
+            mine = Beats()
+            beater._beat = mine
+            beater.add(Holder("childs"))
+            beaten = mine.beaten.acquire(timeout=SOON)
+            return inherited == ({}, None) and beaten and mine.rounds[0] == ["childs"]
+
         beater.add(Holder("parents"))
         assert beats.beaten.acquire(timeout=SOON)
-
-        child = os.fork()
-        if child == 0:
-            ok = False
-            try:
-                inherited = (dict(beater._turns), cast("ThreadLoop", beater._loop)._thread)
-                mine = Beats()
-                beater._beat = mine
-                beater.add(Holder("childs"))
-                ok = inherited == ({}, None) and mine.beaten.acquire(timeout=SOON)
-                ok = ok and mine.rounds[0] == ["childs"]
-            finally:
-                os._exit(0 if ok else 1)
-        _, status = os.waitpid(child, 0)
-
+        begun_anew = in_child(begins_anew)
         beats.rounds.clear()
         while not beats.rounds:
             assert beats.beaten.acquire(timeout=SOON)
 
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert begun_anew
     assert beats.rounds[0] == ["parents"]

@@ -27,7 +27,8 @@ from core.reconcile import Reconciler
 from core.schema import events, holds, installation, orphans, sessions
 from core.store import Store
 from core.store.guard import Decision, HoldReason
-from core.store.inventory import Orphan, Running
+from core.store.inventory import Running
+from core.store.orphans import Orphan
 from core.wiring import make_engine, witness
 from core.witness import SUFFIX, Beside, InMemory
 from tests.factories import policy, stray
@@ -229,12 +230,12 @@ def test_while_something_is_held_nothing_is_destroyed(
     assert store.sweeps.to_publish(10) == (0, [])
     assert store.sweeps.to_publish(10, failing=True) == (0, [])
     assert store.teardowns.claim("closing", 1, "w", early=True) is None
-    assert not store.inventory.claim(orphan)
+    assert not store.orphans.claim(orphan)
     assert not store.inventory.lost(missing(store, keeper, "running"))
     assert reaper.teardown("closing", 1, worker="w").outcome is TeardownOutcome.REFUSED
     assert provider.count("destroy") == 1  # the one before
     store.guard.approve(HoldReason.OPERATOR, HOUR, actor="op")
-    assert store.inventory.claim(orphan)
+    assert store.orphans.claim(orphan)
     assert store.teardowns.claim("closing", 1, "w") is not None
 
 
@@ -244,7 +245,7 @@ def late_orphan(store: Store, provider: FakeCloud, keeper: Keeper, reaper: Reape
     keeper.end("late")
     reaper.teardown("late", 1, worker="w")
     provider.plant(sandbox.name, provider.boxes[str(sandbox.external_id)].labels)
-    store.inventory.sight(
+    store.orphans.sight(
         [
             {
                 "of_provider": "fake",
@@ -255,7 +256,7 @@ def late_orphan(store: Store, provider: FakeCloud, keeper: Keeper, reaper: Reape
             }
         ]
     )
-    (orphan,) = store.inventory.orphans()
+    (orphan,) = store.orphans.all()
     return orphan
 
 

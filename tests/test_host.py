@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from core.host import Host, ThreadLoop
+from tests.forks import in_child
 
 SOON = 30.0  # seconds that a loaded machine may take; nothing waits that long when all is well
 NEVER = 3600.0
@@ -181,25 +181,20 @@ def test_a_forked_child_begins_anew(loop: ThreadLoop, rounds: Rounds) -> None:
     loop.start()
     assert rounds.begun.acquire(timeout=SOON)
 
+    def begins_anew() -> bool:
+        inherited = (loop._thread, loop._lock.locked())
+        rounds.begun, rounds.may_end = threading.Semaphore(0), threading.Event()
+        rounds.may_end.set()
+        loop.start()
+        return inherited == (None, False) and rounds.begun.acquire(timeout=SOON)
+
     with loop._lock:
-        child = os.fork()
-        if child == 0:
-            signal.alarm(20)  # should the lock be held after all
-            ok = False
-            try:
-                inherited = (loop._thread, loop._lock.locked())
-                rounds.begun, rounds.may_end = threading.Semaphore(0), threading.Event()
-                rounds.may_end.set()
-                loop.start()
-                ok = inherited == (None, False) and rounds.begun.acquire(timeout=SOON)
-            finally:
-                os._exit(0 if ok else 1)
-    _, status = os.waitpid(child, 0)
+        begun_anew = in_child(begins_anew)
     done = rounds.done
     while rounds.done == done:  # the parent's goes on
         assert rounds.begun.acquire(timeout=SOON)
 
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert begun_anew
 
 
 def test_a_machine_has_time_and_chance() -> None:

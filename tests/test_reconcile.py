@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, event, func, insert, select, text
 
-from core import reconcile as reconcile_module
 from core.errors import OutcomeUnknown, QuotaExceeded, SessionEnded, StoreError, Unavailable
 from core.events import Event, EventKind
 from core.host import Host
@@ -26,7 +25,8 @@ from core.model import SandboxState, SessionStatus, sandbox_labels, sandbox_name
 from core.policy import Policy
 from core.providers.base import Capability, Page, ProviderState, SandboxInfo, SandboxRef
 from core.reaper import Reaper, TeardownOutcome
-from core.reconcile import Reconciler, ReconcileReport
+from core.reconcile import Reconciler, ReconcileReport, missing
+from core.reconcile.orphans import IMPLAUSIBLE
 from core.schema import events, orphans, sandboxes, sessions
 from core.store import Store, inventory
 from core.store.guard import HoldReason
@@ -176,7 +176,7 @@ def test_a_sandbox_that_no_row_explains_is_removed_after_the_grace(
     assert counted(last) == {"listed": 1, "rowless": 1, "killed": 1}
     assert provider.kills == {box.name: 1}
     assert in_ledger(engine, EventKind.ORPHAN_GONE) == 1
-    assert store.inventory.orphans() == []
+    assert store.orphans.all() == []
 
 
 def test_a_sandbox_that_no_row_explains_is_never_removed_at_first_sight(
@@ -832,7 +832,7 @@ def test_one_orphan_that_fails_stops_no_other(
 
     first = compare(reconciler)
     again = compare(reconciler)
-    (left,) = store.inventory.orphans()
+    (left,) = store.orphans.all()
     clock.advance(LIMITS.retry_max)
     last = compare(reconciler)
 
@@ -882,7 +882,7 @@ def test_orphans_that_always_fail_starve_no_fresh_one(engine: Engine, clock: Fro
 
     assert provider.kills == {fresh.name: 1}
     assert all(report.failed <= 3 for report in reports)
-    assert max(orphan.attempts for orphan in store.inventory.orphans()) < 13
+    assert max(orphan.attempts for orphan in store.orphans.all()) < 13
 
 
 def test_eight_passes_at_once_are_one_kill(
@@ -936,7 +936,7 @@ def test_one_pass_compares_a_bounded_number_of_rows_and_the_next_goes_on(
 ) -> None:
     """F14: three passes walk through all of them, and the fourth begins again."""
     monkeypatch.setattr(inventory, "KEYS", 2)
-    monkeypatch.setattr(reconcile_module, "LONGEST_SCAN", 2)
+    monkeypatch.setattr(missing, "LONGEST_SCAN", 2)
     store = Store(engine, policy=policy(), clock=clock)
     keeper = keeper_of(store, provider)
     for number in range(10):
@@ -1084,7 +1084,7 @@ def test_a_database_that_explains_nothing_of_much_is_not_believed(
     reconciler: Reconciler, provider: FakeCloud, store: Store, clock: FrozenClock, keeper: Keeper
 ) -> None:
     """F7: five sandboxes of ours and not one row; one row that is known is enough to go on."""
-    for _ in range(reconcile_module.IMPLAUSIBLE):
+    for _ in range(IMPLAUSIBLE):
         plant(provider, store)
     passes(reconciler, clock)
 
@@ -1095,7 +1095,7 @@ def test_a_database_that_explains_nothing_of_much_is_not_believed(
     passes(reconciler, clock, 2)
     assert provider.count("destroy") == 0
     store.guard.approve(HoldReason.STORE, HOUR, actor="op")
-    assert compare(reconciler).killed == reconcile_module.IMPLAUSIBLE
+    assert compare(reconciler).killed == IMPLAUSIBLE
 
 
 def test_a_database_that_explains_something_is_believed(
@@ -1103,12 +1103,12 @@ def test_a_database_that_explains_something_is_believed(
 ) -> None:
     """L4: a handful of rowless ones beside one that is known are removed without a question."""
     keeper.open("conv")
-    for _ in range(reconcile_module.IMPLAUSIBLE):
+    for _ in range(IMPLAUSIBLE):
         plant(provider, store)
 
     reports = passes(reconciler, clock)
 
-    assert sum(report.killed for report in reports) == reconcile_module.IMPLAUSIBLE
+    assert sum(report.killed for report in reports) == IMPLAUSIBLE
     assert store.guard.holds() == []
 
 

@@ -17,9 +17,11 @@ from core.model import SandboxState
 from core.reaper import Reaper, Teardown, TeardownOutcome
 from core.schema import sandboxes
 from core.store import Store
+from core.teardown import Undertaker
 from tests.factories import claim as made_up_claim
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock
+from tests.forks import in_child
 
 GONE = Teardown(outcome=TeardownOutcome.GONE)
 REFUSED = Teardown(outcome=TeardownOutcome.REFUSED)
@@ -432,3 +434,17 @@ def test_an_attempt_that_kills_its_worker_is_counted(
     reaper.teardown(closing, 1, worker="w")
 
     assert [shown.session_id for shown in store.teardowns.quarantined()] == [closing]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_counts_no_calls_of_its_parent(store: Store, provider: FakeCloud) -> None:
+    """A worker that forks while calls are under way has all of its room in the child."""
+    undertaker = Undertaker(store, {"fake": provider, "other": provider}, host=Host(), at_once=1)
+
+    def has_room() -> bool:
+        with undertaker._room("fake") as room:
+            return room
+
+    with undertaker._room("fake"):
+        assert not has_room()
+        assert in_child(has_room)

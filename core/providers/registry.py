@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
-from ..errors import SettingsError
+from ..errors import SettingsError, words
 from .base import SandboxProvider
 
 GROUP = "sandkeeper.providers"
@@ -50,7 +50,7 @@ def _load(name: str) -> object:
             return getattr(import_module(module), attribute)
     except Exception as error:
         raise SettingsError(
-            f"SANDKEEPER_PROVIDER={name} cannot be imported: {type(error).__name__}: {error}"
+            f"SANDKEEPER_PROVIDER={name} cannot be imported: {words(error)}"
         ) from error
     known = ", ".join(sorted({*BUILT_IN, *registered}))
     raise SettingsError(

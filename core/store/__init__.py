@@ -14,12 +14,14 @@ from ..policy import Policy
 from ..schema import installation as installation_table
 from ..witness import InMemory, Witness
 from .backstops import Backstops
+from .clamps import Clamps
 from .database import Database
 from .guard import Guard
 from .health import ProviderHealth
 from .history import History
 from .inventory import Inventory
 from .openings import Openings, Wanted
+from .orphans import Orphans
 from .restore import Restore
 from .retention import Retention
 from .rules import Rules
@@ -59,9 +61,11 @@ class Store:
         self.sessions = Sessions(self.database, rules, self.installation)
         self.openings = Openings(self.database, rules, self.sessions, host.randbits)
         self.turns = Turns(self.database, rules, self.sessions)
+        self.clamps = Clamps(self.database, rules)
         self.sweeps = Sweeps(self.database, rules)
         self.teardowns = Teardowns(self.database, rules, self.installation)
         self.inventory = Inventory(self.database, rules, self.installation)
+        self.orphans = Orphans(self.database, rules, self.installation)
         self.backstops = Backstops(self.database, rules, self.installation)
         self.watch = Watch(self.database, rules)
         self.health = ProviderHealth(self.database, rules)

@@ -40,8 +40,9 @@ class HoldReason(StrEnum):
     OPERATOR = "operator"  # somebody asked for it
 
 
-# Answered once and for all; an answer to the others expires.
 ABOUT_THE_DATABASE = frozenset({HoldReason.DATABASE, HoldReason.REWOUND})
+# Answered once and for all, and held until they are; an answer to the others expires.
+ONCE_AND_FOR_ALL = ABOUT_THE_DATABASE | {HoldReason.OPERATOR}
 
 
 class Decision(StrEnum):
@@ -156,8 +157,7 @@ class Guard:
                 raise _not_asked(reason)
             if reason in ABOUT_THE_DATABASE:
                 self.trust_in(move)
-                move.run(self._close, {"of_reason": reason})
-            elif reason is HoldReason.OPERATOR:
+            elif reason in ONCE_AND_FOR_ALL:
                 move.run(self._close, {"of_reason": reason})
             else:
                 self._decide_in(move, reason, Decision.APPROVED, seconds, actor)
@@ -171,7 +171,7 @@ class Guard:
         with self.database.move() as move:
             if move.one(self._open, {"of_reason": reason}) is None:
                 raise _not_asked(reason)
-            if reason in ABOUT_THE_DATABASE or reason is HoldReason.OPERATOR:
+            if reason in ONCE_AND_FOR_ALL:
                 move.run(self._refuse, {"of_reason": reason, "by": actor})
             else:
                 self._decide_in(move, reason, Decision.DENIED, seconds, actor)

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from ..errors import StoreError
 from ..events import Event, EventKind
 from ..model import EndReason, SessionStatus
-from ..schema import installation, orphans, providers, sandboxes, sessions
+from ..schema import installation, sandboxes, sessions
 from .database import Database
 from .endings import Endings
 from .health import blocked
@@ -31,14 +31,13 @@ from .rules import (
     CREATING,
     HAS_RUNNING,
     OF_SESSION,
-    RUNNING,
     UNHELD,
     Rules,
     b,
     locked,
     s,
 )
-from .sql import Earliest, later
+from .sql import later
 
 ACTOR = "sweep"
 
@@ -52,7 +51,7 @@ class Sweeps:
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
         self._endings = Endings(rules)
-        self._prepare_clamps(rules)
+        self._prepare_pulse(rules)
         self._prepare_breaker(rules)
         self._prepare_sessions(rules)
         self._prepare_creates(rules)
@@ -84,20 +83,6 @@ class Sweeps:
         if ending <= self._breaker_ratio * population:
             return None
         return {"ending": ending, "active": population}
-
-    def clamp(self, limit: int) -> int:
-        """
-        Bring back dates that no healthy clock can have written: the database's clock stepped
-        back. Nothing is ended by this, it is only looked at sooner.
-        """
-        with self.database.move() as move:
-            for clamp in self._clamp_waits:
-                move.run(clamp)
-            far = [row.id for row in move.all(self._clamp_sessions, {"limit": limit})]
-            if far:
-                move.run(self._clamp_backstops, {"ids": far})
-            clamps = (self._clamp_creates, *self._clamp_sandboxes)
-            return len(far) + sum(move.run(clamp, {"limit": limit}) for clamp in clamps)
 
     def due_sessions(self, limit: int) -> list[str]:
         """Ids of active sessions whose date has come, without locking them."""
@@ -167,64 +152,7 @@ class Sweeps:
 
     # Statements, built once
 
-    def _prepare_clamps(self, rules: Rules) -> None:
-        policy = rules.policy
-        limit = bindparam("limit", type_=s.generation.type)
-        far = (
-            select(s.id)
-            .where(ACTIVE, s.due_at > rules.in_(policy.longest_look + 1.0))
-            .order_by(s.due_at.desc())
-            .limit(limit)
-        )
-        self._clamp_sessions = (
-            update(sessions)
-            .where(s.id.in_(locked(far, skip=True)))
-            .values(
-                due_at=rules.now,
-                last_activity_at=Earliest(s.last_activity_at, rules.now),
-                extended_until=rules.extended_until,
-            )
-            .returning(s.id)
-        )
-        # What the provider granted ends much sooner than these dates say: ask it again.
-        self._clamp_backstops = (
-            update(sandboxes)
-            .where(
-                b.session_id.in_(bindparam("ids", expanding=True)),
-                RUNNING,
-                b.expires_at.is_not(None),
-            )
-            .values(
-                expires_at=Earliest(b.expires_at, rules.now),
-                extend_at=Earliest(b.extend_at, rules.now),
-            )
-        )
-
-        def far_sandboxes(seconds: float, *state: ColumnElement[bool]) -> ColumnElement[bool]:
-            keys = select(b.key).where(*state, b.due_at > rules.in_(seconds + 1.0))
-            last_first = keys.order_by(b.due_at.desc()).limit(limit)
-            return b.key.in_(last_first.with_for_update(skip_locked=True))
-
-        self._clamp_creates = (
-            update(sandboxes)
-            .where(far_sandboxes(policy.longest_look, CREATING))
-            .values(due_at=rules.in_(policy.create_deadline))
-        )
-        soon = update(sandboxes).values(due_at=rules.now, not_before=rules.now)
-        self._clamp_sandboxes = [
-            soon.where(far_sandboxes(policy.longest_pause, CLOSING, queue))
-            for queue in (b.quarantined_at.is_(None), b.quarantined_at.is_not(None))
-        ]
-        # A circuit, a rate limit, an orphan's pause: the same for dates of their own.
-        too_far = rules.in_(policy.longest_pause + 1.0)
-        p, o = providers.c, orphans.c
-        self._clamp_waits = (
-            update(providers).where(p.open_until > too_far).values(open_until=rules.now),
-            update(providers)
-            .where(or_(p.limited_until > too_far, p.next_call_at > too_far))
-            .values(limited_until=rules.now, next_call_at=rules.now),
-            update(orphans).where(o.not_before > too_far).values(not_before=rules.now),
-        )
+    def _prepare_pulse(self, rules: Rules) -> None:
         count = update(installation).values(epoch=installation.c.epoch + 1)
         self._pulse = count.values(swept_at=rules.now).returning(installation.c.epoch)
         self._stood_in = count.values(stood_in_at=rules.now).returning(installation.c.epoch)

@@ -163,10 +163,10 @@ CONTROLS: Mapping[str, Control] = {
             promise="S4: a listing may be stale, only a lookup counts",
             edits=[
                 Edit(
-                    file="core/reconcile.py",
-                    old="            if info is None or info.state is ProviderState.GONE:\n"
-                    "                gone.append(row)\n",
-                    new="            if True:\n                gone.append(row)\n",
+                    file="core/reconcile/missing.py",
+                    old="        if info is None or info.state is ProviderState.GONE:\n"
+                    "            gone.append(row)\n",
+                    new="        if True:\n            gone.append(row)\n",
                 )
             ],
             only=("worker_killed", "beat_killed"),
@@ -188,7 +188,11 @@ CONTROLS: Mapping[str, Control] = {
             name="orphans-stay",
             promise="L4: a sandbox that no row explains is found and removed",
             edits=[
-                Edit(file="core/reconcile.py", old="        self._kill(listing)\n", new=""),
+                Edit(
+                    file="core/reconcile/__init__.py",
+                    old="    orphans.kill(visit, listed)\n",
+                    new="",
+                ),
             ],
             only=("worker_killed", "beat_killed"),
         ),

@@ -6,9 +6,11 @@ that is renamed or removed there takes the model with it.
 from __future__ import annotations
 
 from core.providers.base import SandboxProvider
+from core.store.clamps import Clamps
 from core.store.guard import Guard
 from core.store.inventory import Inventory
 from core.store.openings import Openings
+from core.store.orphans import Orphans
 from core.store.restore import Restore
 from core.store.retention import Retention
 from core.store.sessions import Sessions
@@ -28,15 +30,15 @@ END = Sessions.end.__qualname__
 SWEEP = Sweeps.sessions.__qualname__
 EXPIRE = Sweeps.expired_creates.__qualname__
 PUBLISH = Sweeps.to_publish.__qualname__
-CLAMP = Sweeps.clamp.__qualname__
+CLAMP = Clamps.clamp.__qualname__
 CLAIM = Teardowns.claim.__qualname__
 GONE = Teardowns.gone.__qualname__
 RELEASE = Teardowns.release.__qualname__
 RETRY_NOW = Teardowns.retry_now.__qualname__
 PURGE = Retention.purge.__qualname__
 
-SIGHT = Inventory.sight.__qualname__
-CLAIM_ORPHAN = Inventory.claim.__qualname__
+SIGHT = Orphans.sight.__qualname__
+CLAIM_ORPHAN = Orphans.claim.__qualname__
 LOST = Inventory.lost.__qualname__
 HOLD = Guard.hold.__qualname__
 APPROVE = Guard.approve.__qualname__
@@ -67,9 +69,9 @@ NOT_MODELLED = {
     "Sweeps.postpone": "puts a due date off, which time and the next sweep undo",
     "Teardowns.put_off": "a release after no call; DESTROY_FAILS and release leave the same",
     "Inventory.finish": "keeps a cursor and a report, on which no verdict rests",
-    "Inventory.forget_unseen": "begins a grace again: it only delays",
-    "Inventory.gone": "forgets the sighting of what is not there any more",
-    "Inventory.failed": "a pause; the model's next listing finds the orphan again at any time",
+    "Orphans.forget_unseen": "begins a grace again: it only delays",
+    "Orphans.gone": "forgets the sighting of what is not there any more",
+    "Orphans.failed": "a pause; the model's next listing finds the orphan again at any time",
     "Guard.establish": "the first use of a database, before anything that the model begins with",
     "Guard.check": "asks by hold, whose cause in the model may be any",
     "Guard.deny": "the mass is left alone: to the model's one session that is being held",

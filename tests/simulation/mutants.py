@@ -21,7 +21,8 @@ UNSEEN: Mapping[str, str] = {
 }
 BEATER, ENDINGS = "core/beater.py", "core/store/endings.py"
 OPENINGS, SWEEPS = "core/store/openings.py", "core/store/sweeps.py"
-INVENTORY, RECONCILE = "core/store/inventory.py", "core/reconcile.py"
+ORPHANS, CLAMPS = "core/store/orphans.py", "core/store/clamps.py"
+KILLS, MISSING = "core/reconcile/orphans.py", "core/reconcile/missing.py"
 TEARDOWN, TEARDOWNS = "core/teardown.py", "core/store/teardowns.py"
 BACKSTOP, BACKSTOPS = "core/backstop.py", "core/store/backstops.py"
 
@@ -73,7 +74,7 @@ EXTRA: tuple[Mutant, ...] = (
     mutant(
         "activity of the future stays",
         "L1: a clock that steps back delays, it does not forget",
-        SWEEPS,
+        CLAMPS,
         old="                last_activity_at=Earliest(s.last_activity_at, rules.now),\n",
         new="",
     ),
@@ -98,30 +99,30 @@ EXTRA: tuple[Mutant, ...] = (
     mutant(
         "a stale listing is believed",
         "S4: lost is never concluded from a list",
-        RECONCILE,
+        MISSING,
         old="""if info is None or info.state is ProviderState.GONE:
-                gone.append(row)""",
+            gone.append(row)""",
         new="""if True:
-                gone.append(row)""",
+            gone.append(row)""",
     ),
     mutant(
         "an orphan has no grace",
         "S4: a row may be late, its sandbox is watched first",
-        INVENTORY,
+        ORPHANS,
         old="o.first_seen_at <= rules.in_(-rules.policy.orphan_grace),",
         new="o.first_seen_at <= rules.now,",
     ),
     mutant(
         "what lands late stays",
         "L4: a create that lands after its teardown is found",
-        RECONCILE,
+        KILLS,
         old="return OrphanKind.LATE",
         new="return None",
     ),
     mutant(
         "what no row explains stays",
         "L4: a sandbox of a lost row is found",
-        RECONCILE,
+        KILLS,
         old="return OrphanKind.ROWLESS",
         new="return None",
     ),

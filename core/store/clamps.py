@@ -1,0 +1,100 @@
+"""Dates that no healthy clock can have written: the database's clock stepped back."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, bindparam, or_, select, update
+
+from ..schema import orphans, providers, sandboxes, sessions
+from .database import Database
+from .rules import ACTIVE, CLOSING, CREATING, RUNNING, Rules, b, locked, s
+from .sql import Earliest
+
+LIMIT = bindparam("limit", type_=s.generation.type)
+
+
+class Clamps:
+    """Brings them back. Nothing is ended by this, it is only looked at sooner."""
+
+    def __init__(self, database: Database, rules: Rules) -> None:
+        self.database = database
+        self._prepare_sessions(rules)
+        self._prepare_backstops(rules)
+        self._prepare_sandboxes(rules)
+        self._prepare_waits(rules)
+
+    def clamp(self, limit: int) -> int:
+        """One batch; returns how many rows were brought back."""
+        with self.database.move() as move:
+            for clamp in self._clamp_waits:
+                move.run(clamp)
+            far = [row.id for row in move.all(self._clamp_sessions, {"limit": limit})]
+            if far:
+                move.run(self._clamp_backstops, {"ids": far})
+            clamps = (self._clamp_creates, *self._clamp_sandboxes)
+            return len(far) + sum(move.run(clamp, {"limit": limit}) for clamp in clamps)
+
+    # Statements, built once
+
+    def _prepare_sessions(self, rules: Rules) -> None:
+        far = (
+            select(s.id)
+            .where(ACTIVE, s.due_at > rules.in_(rules.policy.longest_look + 1.0))
+            .order_by(s.due_at.desc())
+            .limit(LIMIT)
+        )
+        self._clamp_sessions = (
+            update(sessions)
+            .where(s.id.in_(locked(far, skip=True)))
+            .values(
+                due_at=rules.now,
+                last_activity_at=Earliest(s.last_activity_at, rules.now),
+                extended_until=rules.extended_until,
+            )
+            .returning(s.id)
+        )
+
+    def _prepare_backstops(self, rules: Rules) -> None:
+        # What the provider granted ends much sooner than these dates say: ask it again.
+        self._clamp_backstops = (
+            update(sandboxes)
+            .where(
+                b.session_id.in_(bindparam("ids", expanding=True)),
+                RUNNING,
+                b.expires_at.is_not(None),
+            )
+            .values(
+                expires_at=Earliest(b.expires_at, rules.now),
+                extend_at=Earliest(b.extend_at, rules.now),
+            )
+        )
+
+    def _prepare_sandboxes(self, rules: Rules) -> None:
+        policy = rules.policy
+
+        def far_sandboxes(seconds: float, *state: ColumnElement[bool]) -> ColumnElement[bool]:
+            keys = select(b.key).where(*state, b.due_at > rules.in_(seconds + 1.0))
+            last_first = keys.order_by(b.due_at.desc()).limit(LIMIT)
+            return b.key.in_(last_first.with_for_update(skip_locked=True))
+
+        self._clamp_creates = (
+            update(sandboxes)
+            .where(far_sandboxes(policy.longest_look, CREATING))
+            .values(due_at=rules.in_(policy.create_deadline))
+        )
+        soon = update(sandboxes).values(due_at=rules.now, not_before=rules.now)
+        self._clamp_sandboxes = [
+            soon.where(far_sandboxes(policy.longest_pause, CLOSING, queue))
+            for queue in (b.quarantined_at.is_(None), b.quarantined_at.is_not(None))
+        ]
+
+    def _prepare_waits(self, rules: Rules) -> None:
+        # A circuit, a rate limit, an orphan's pause: the same for dates of their own.
+        too_far = rules.in_(rules.policy.longest_pause + 1.0)
+        p, o = providers.c, orphans.c
+        self._clamp_waits = (
+            update(providers).where(p.open_until > too_far).values(open_until=rules.now),
+            update(providers)
+            .where(or_(p.limited_until > too_far, p.next_call_at > too_far))
+            .values(limited_until=rules.now, next_call_at=rules.now),
+            update(orphans).where(o.not_before > too_far).values(not_before=rules.now),
+        )
