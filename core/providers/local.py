@@ -9,10 +9,7 @@ is made as it is.
 from __future__ import annotations
 
 import os
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,14 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from ..errors import Busy, ForeignConflict, InvalidSpec, OutcomeUnknown, Unavailable
+from ..errors import Busy, ForeignConflict, Unavailable
 from . import local_checks as checks
 from . import local_files as files
 from . import processes
 from .base import Capability, Page, SandboxInfo, SandboxRef, Spec
+from .local_launch import launch
 from .local_registry import LocalRegistry, unknown
 
-SUPERVISOR = str(Path(__file__).with_name("local_supervisor.py"))
 PAGE = 100
 SLACK = 3.0  # seconds that a supervisor may need beyond its grace before it counts as stuck
 
@@ -86,7 +83,7 @@ class LocalProvider:
                 info = self._adopt(name, record, deadline)
                 if info is None:
                     files.lay_out(self._registry.root, name, record)
-                    self._launch(name, lock, deadline)
+                    launch(self._registry, name, lock, deadline)
                     info = self._registry.info(name, files.read_record(self._registry.folder(name)))
             except BaseException:
                 os.close(lock)  # not unlocked: a supervisor that is not recorded yet may hold it
@@ -229,53 +226,6 @@ class LocalProvider:
         self._registry.remove(name, deadline)
         return None
 
-    def _launch(self, name: str, lock: int, deadline: float) -> None:
-        """Start the supervisor and wait until it says that the command runs, or why it does not."""
-        answer, tells = os.pipe()
-        command = [sys.executable, "-I", "-S", SUPERVISOR, self._registry.root, name]
-        environ = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": f"{self._registry.folder(name)}/work",
-            "LANG": "C.UTF-8",
-            **self._registry.marks(name),
-        }
-        try:
-            launcher = subprocess.Popen(  # noqa: S603 - our own file, run by our own interpreter
-                [*command, str(lock), str(tells)],
-                cwd="/",
-                env=environ,
-                pass_fds=(lock, tells),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a ^C for the API server is not for its sandboxes
-            )
-            os.close(tells)
-            tells = -1
-            try:
-                said = _heard(answer, deadline)
-            finally:
-                launcher.kill()  # it has forked long ago; if not, it recorded nothing yet
-                launcher.wait()
-        finally:
-            os.close(answer)
-            if tells >= 0:
-                os.close(tells)
-        self._judge(name, said, deadline)
-
-    def _judge(self, name: str, said: str | None, deadline: float) -> None:
-        if said == "+":
-            return
-        if said is None:
-            raise OutcomeUnknown(f"sandbox {name} did not start in time; a retry finds or makes it")
-        if said.startswith("-"):
-            raise InvalidSpec(f"the command of sandbox {name} cannot be run: {said[1:]}")
-        if said.startswith("!"):
-            raise Unavailable(f"sandbox {name} could not be started: {said[1:]}; try again")
-        self._registry.kill(name, deadline)
-        self._registry.remove(name, deadline)
-        raise Unavailable(f"the supervisor of sandbox {name} died while it started; try again")
-
     def _extend(self, name: str, ttl: float) -> datetime:
         try:
             record = files.read_record(self._registry.folder(name))
@@ -338,15 +288,6 @@ class LocalProvider:
                 f"cannot {doing} below {self._registry.root}: {error.strerror or error} "
                 f"({error.filename or 'no file'}): see that it is writable and has room"
             ) from error
-
-
-def _heard(answer: int, deadline: float) -> str | None:
-    """What the supervisor says; empty when it died, None when it said nothing in time."""
-    waiting = select.poll()
-    waiting.register(answer, select.POLLIN)
-    if not waiting.poll(max(0.0, min(deadline - time.monotonic(), 3600.0)) * 1000):
-        return None
-    return os.read(answer, 4096).decode(errors="replace")
 
 
 def _is_another(info: SandboxInfo, ref: SandboxRef) -> bool:

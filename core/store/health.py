@@ -66,6 +66,7 @@ class ProviderHealth:
         self._select = select(providers).order_by(p.provider)
         self._prepare_circuit(rules)
         self._prepare_rate(rules)
+        self._prepare_pace(rules)
 
     def all(self) -> list[Health]:
         """Every provider that was ever compared, or in trouble."""
@@ -182,6 +183,8 @@ class ProviderHealth:
             .values(next_call_at=later(free_at, p.spacing))
             .returning(rules.now.label("at"), later(p.next_call_at, -p.spacing).label("mine"))
         )
+
+    def _prepare_pace(self, rules: Rules) -> None:
         paused = rules.in_(self._seconds)
         slower = case(
             (p.spacing <= 0, FIRST_SPACING),

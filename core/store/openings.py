@@ -21,6 +21,8 @@ from .sql import Earliest
 LIMITS = ("idle_ttl", "max_age", "max_turn")
 # Of the generation that ended.
 FORGOTTEN = ("ended_at", "end_reason", "extended_until", "noticed_at", "noticed_activity_at")
+# What is recorded of a sandbox that its provider does not end by itself.
+NO_TTL: dict[str, object] = dict.fromkeys(("granted", "lives", "at_most", "pause"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,28 +183,17 @@ class Openings:
         SessionEnded when somebody decided meanwhile to close it; the caller then destroys
         nothing, teardown will.
         """
-        lives = (intent.ttl or 0.0) - self._policy.create_deadline if has_ttl else None
-        key = {
-            "of_key": intent.key,
-            "new_external_id": external_id,
-            "granted": expires_at if has_ttl else None,
-            "lives": lives,
-            "at_most": intent.ttl if has_ttl else None,
-            "pause": None if lives is None else lives / 4,
-        }
+        running = {"of_key": intent.key, "new_external_id": external_id, **NO_TTL}
+        if has_ttl:
+            lives = (intent.ttl or 0.0) - self._policy.create_deadline
+            granted = {"granted": expires_at, "lives": lives, "at_most": intent.ttl}
+            running |= {**granted, "pause": lives / 4}
         of = {"session_id": intent.session_id, "of_generation": intent.generation}
         with self.database.move() as move:
             move.run(self._recorded_session, of)
-            if move.one(self._recorded, key) is not None:
-                move.record(
-                    session_event(
-                        EventKind.SANDBOX_RUNNING,
-                        intent.session_id,
-                        intent.generation,
-                        actor,
-                        external_id=external_id,
-                    )
-                )
+            if move.one(self._recorded, running) is not None:
+                told = (EventKind.SANDBOX_RUNNING, intent.session_id, intent.generation, actor)
+                move.record(session_event(*told, external_id=external_id))
             session = self.sessions.seen(move, intent.session_id)
         if session.generation != intent.generation or session.status is SessionStatus.ENDED:
             reason = session.end_reason or session.reset_reason or "ended"

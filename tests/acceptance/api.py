@@ -26,6 +26,7 @@ from sqlalchemy import event
 from core import Lifecycle, SandkeeperError, SessionEnded, StoreUnavailable, TurnExpired
 from core.errors import ProviderError
 from core.lifecycle import Keeper
+from core.providers import local
 from core.providers.base import SandboxInfo, Spec
 from core.providers.local import LocalProvider
 from core.wiring import System
@@ -209,19 +210,16 @@ def _and_die(method: Callable[..., object]) -> Callable[..., NoReturn]:
     return call
 
 
-class DiesBeforeLaunch(LocalProvider):
+def _dies_before_launch(system: System, session_id: str) -> None:
     """Its folder is there, its process is not."""
+    vars(local)["launch"] = lambda *_: die()
+    _with(LocalProvider)(system, session_id)
 
-    def _launch(self, name: str, lock: int, deadline: float) -> NoReturn:
-        die()
 
-
-class DiesAfterLaunch(LocalProvider):
+def _dies_after_launch(system: System, session_id: str) -> None:
     """Its process runs, create() has not returned and holds its lock."""
-
-    def _launch(self, name: str, lock: int, deadline: float) -> NoReturn:
-        super()._launch(name, lock, deadline)
-        die()
+    vars(local)["launch"] = _and_die(vars(local)["launch"])
+    _with(LocalProvider)(system, session_id)
 
 
 class DiesAfterCreate(LocalProvider):
@@ -289,8 +287,8 @@ def _dying_commit(system: System) -> Iterator[None]:
 STEPS: Mapping[str, Callable[[System, str], None]] = {
     "before the intent is committed": _in_the_intents_transaction,
     "after the intent is committed": _store_dies("openings", "open"),
-    "in create, before its process": _with(DiesBeforeLaunch),
-    "in create, after its process": _with(DiesAfterLaunch),
+    "in create, before its process": _dies_before_launch,
+    "in create, after its process": _dies_after_launch,
     "after create": _with(DiesAfterCreate),
     "after the record is committed": _store_dies("openings", "record"),
     "before the begin of a turn is committed": _in_the_begins_transaction,
@@ -305,21 +303,23 @@ def steps(journal: Journal, *, victims: Mapping[str, str], adopt: list[str]) -> 
     at once by a process that outlives it. All are forked from here, because starting Python
     anew takes longer than a create deadline in these tests.
     """
-    children = {_fork(_victim, step, of): ("victim", of) for of, step in victims.items()}
+    children = {_fork(journal, _victim, step, of): ("victim", of) for of, step in victims.items()}
     while children:
         pid, status = os.wait()
         kind, of = children.pop(pid)
         journal.write(kind, id=of, exit=os.waitstatus_to_exitcode(status))
         if kind == "victim" and of in adopt:
-            children[_fork(_adopter, journal, of)] = ("adopter", of)
+            children[_fork(journal, _adopter, journal, of)] = ("adopter", of)
     journal.write("all_dead")
 
 
-def _fork(child: Callable[..., None], *args: object) -> int:
+def _fork(journal: Journal, child: Callable[..., None], *args: object) -> int:
     pid = os.fork()
     if pid == 0:
         try:
             child(*args)
+        except Exception as error:  # noqa: BLE001 - shown by the test that finds the exit code
+            journal.write("failed", error=repr(error))
         finally:
             os._exit(7)  # a victim that got here was not killed
     return pid

@@ -22,7 +22,7 @@ def test_an_open_that_was_killed_at_any_step_is_adopted_or_goes_away(
     L1: kill -9 at each step of open and of a turn; nobody comes back, or somebody opens the same
     session at once. Never two sandboxes for one session: a second open adopts what the first made.
     """
-    site = make_site(CREATE_DEADLINE=6.0)
+    site = make_site(CREATE_DEADLINE=12.0)
     deserted = {f"deserted-{n}": step for n, step in enumerate(STEPS)}
     adopted = {f"adopted-{n}": step for n, step in enumerate(STEPS)}
 
@@ -35,6 +35,7 @@ def test_an_open_that_was_killed_at_any_step_is_adopted_or_goes_away(
     site.beat()
     site.wait_until_gone()
 
+    assert api.said("failed") == []
     assert {line["exit"] for line in api.said("victim")} == {-9}
     assert {line["exit"] for line in api.said("adopter")} == {0}
     assert twins == []

@@ -62,7 +62,7 @@ def kill_creators(folder: Path) -> int:
 
 def kill_supervisors(folder: Path) -> int:
     """Likewise for the launcher, the supervisor and its fork before exec."""
-    local.SUPERVISOR = __file__
+    local_launch.SUPERVISOR = __file__
     for instant in count():
         for retried in (True, False):
             name = f"i{instant}-{'again' if retried else 'gone'}"
@@ -104,7 +104,7 @@ if __name__ == "__main__" and len(sys.argv) == 5:
     sys.exit()
 
 from core.errors import ProviderError  # noqa: E402 - a supervisor must not import the product
-from core.providers import local  # noqa: E402
+from core.providers import local_launch  # noqa: E402
 from core.providers.base import ProviderState  # noqa: E402
 from tests.providers.local_ground import Ground  # noqa: E402
 
