@@ -242,7 +242,10 @@ def _answers(url: str) -> bool:
 
 def _empty_number(url: str) -> str:
     base = urlsplit(url)
-    for number in range(15, 0, -1):
+    # Two workers of one run that look at the same moment must not take the same one.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    for number in range(15 - worker % workers, 0, -workers):
         candidate = base._replace(path=f"/{number}").geturl()
         try:
             with closing(redis.Redis.from_url(candidate)) as client:
@@ -250,7 +253,7 @@ def _empty_number(url: str) -> str:
                     return candidate
         except redis.RedisError as error:
             raise ServiceMissing(f"Redis at {base.hostname}:{base.port}: {error}") from error
-    raise ServiceMissing(f"Redis at {base.hostname}:{base.port}: no database from 1 to 15 is empty")
+    raise ServiceMissing(f"Redis at {base.hostname}:{base.port}: no database of 1 to 15 is free")
 
 
 # RabbitMQ
