@@ -153,8 +153,9 @@ class Backstop:
         now = self._host.monotonic()
         for session in self._in_turns().values():
             ttl = self.policy.backstop_ttl(session.idle_ttl) or 0.0
+            asked = ttl + self.policy.create_deadline  # as a create does; less would shorten it
             if session.extended_until is not None:  # less would take back what was promised
-                ttl += max(0.0, (session.extended_until - session.seen_at).total_seconds())
+                asked += max(0.0, (session.extended_until - session.seen_at).total_seconds())
             provider = self.providers.get(session.sandbox.provider)
             if provider is None or not self.is_set(provider):
                 continue
@@ -165,7 +166,7 @@ class Backstop:
             ref = SandboxRef(name=session.sandbox.name, external_id=session.sandbox.external_id)
             try:
                 deadline = self._host.monotonic() + self.policy.extend_claim
-                provider.extend(ref, ttl=ttl, deadline=deadline)
+                provider.extend(ref, ttl=asked, deadline=deadline)
             except Exception as error:  # noqa: BLE001 - the next one is not to blame
                 self._tell(None, error)
 

@@ -297,6 +297,14 @@ HEALTH_MUTANTS = (
         ),
     ),
     Mutant(
+        "an extension shortens",
+        "S1: what was granted is never taken back",
+        BACKSTOPS,
+        "later(rules.now, ttl + policy.create_deadline)",
+        "later(rules.now, ttl)",
+        at("backstop", "an_extension_never_shortens"),
+    ),
+    Mutant(
         "a provider's clock is believed",
         "F27: never later than was asked for",
         OPENINGS,
@@ -340,7 +348,7 @@ HEALTH_MUTANTS = (
         "an extension may shorten a life",
         "S5: a clock that steps forward ends nobody's sandbox",
         BACKSTOPS,
-        "wanted = Latest(needed, later(rules.now, ttl))",
+        "wanted = Latest(needed, later(rules.now, ttl + policy.create_deadline))",
         "wanted = needed",
         at(
             "backstop",

@@ -349,8 +349,22 @@ def test_a_touch_keeps_the_sandbox_too(
 
     process.look()
 
-    assert left(provider, world) == TTL
+    assert left(provider, world) == ASKED
     assert provider.count("extend") == 1
+
+
+def test_an_extension_never_shortens(
+    *, process: Process, keeper: Keeper, provider: FakeCloud, world: FrozenClock, clock: FrozenClock
+) -> None:
+    """S1: the database's clock goes an hour ahead, so that all that was granted looks over."""
+    keeper.open("conv")
+    clock.advance(3600.0)
+    keeper.touch("conv")
+
+    process.look()
+
+    assert provider.count("extend") == 1
+    assert left(provider, world) >= ASKED
 
 
 def test_nothing_is_extended_twice_within_a_quarter(
@@ -362,9 +376,9 @@ def test_nothing_is_extended_twice_within_a_quarter(
     for _ in range(20):
         keeper.touch("conv")
         process.look()
-        later(QUARTER / 21)
+        later(ASKED / 4 / 21)
     within = provider.count("extend")
-    later(QUARTER / 21)
+    later(ASKED / 4 / 21 + 1)
     keeper.touch("conv")
     process.look()
 

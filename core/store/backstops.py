@@ -53,9 +53,10 @@ class Backstops:
             .values(extend_at=rules.in_(policy.extend_claim))
             .returning(b.key)
         )
-        # Never less than from now on: where the database's clock stepped forward, what it knows of
-        # the last activity is old, and an extension would shorten the life of a live sandbox.
-        wanted = Latest(needed, later(rules.now, ttl))
+        # Never less than a create asks for, from now on: where the database's clock stepped
+        # forward, what it knows of the last activity and of the first grant is old, and an
+        # extension would shorten the life of a live sandbox.
+        wanted = Latest(needed, later(rules.now, ttl + policy.create_deadline))
         self._wanted = (
             select(sandboxes, wanted.label("needed"), rules.now.label("at"))
             .join_from(sessions, sandboxes, OF_SESSION)
