@@ -175,14 +175,19 @@ class Director:
             Card(kind="beat_stopped", area="stop", play=lambda: self._stop("beat", 2.0, 5.0)),
         ]
         if self.chances:
-            cards += [self._mood("cloud_limits", LIMITING), self._mood("cloud_fails", FAILING)]
+            # Each refusal halves the pace of the fleet, which recovers in tens of seconds: so many
+            # of them as an hour has would stop all teardowns in a world where a minute is one.
+            cards += [
+                self._mood("cloud_limits", LIMITING, 0.5, 1.5),
+                self._mood("cloud_fails", FAILING, 2.0, self.timings["CLAIM_TTL"] + 2.0),
+            ]
         return cards + [self._outage(outage) for outage in self.stack.outages()]
 
-    def _mood(self, kind: str, mood: Chances) -> Card:
-        """The whole cloud has trouble, for longer than one teardown may take."""
+    def _mood(self, kind: str, mood: Chances, low: float, high: float) -> Card:
+        """The whole cloud has trouble for some seconds."""
 
         def play() -> float:
-            lasts = self._between(2.0, self.timings["CLAIM_TTL"] + 2.0)
+            lasts = self._between(low, high)
             self._become(mood)
             self._soon(lasts, lambda: self._become(self.chances))
             return lasts
