@@ -128,21 +128,35 @@ class Backstop:
         except Exception as error:  # noqa: BLE001 - the next one is not to blame
             self._tell(extension, error)
 
-    def _extend(self, extension: Extension) -> None:
+    def _extend(self, extension: Extension, *, again: bool = True) -> None:
         provider = self.providers.get(extension.provider)
         if provider is None or provider.scope() != extension.scope:
+            # Or one that looks as often as the claim runs out would keep it from those who can.
+            self.store.backstops.release(extension)
             raise AuthFailed(
                 f"the sandbox is at {extension.provider} in scope {extension.scope!r}, which this "
                 "process does not use"
             )
         deadline = self._host.monotonic() + self.policy.extend_claim
-        enough = False
+        enough: bool | None = False
         try:
             granted = provider.extend(extension.ref, ttl=extension.ttl, deadline=deadline)
             enough = self.store.backstops.granted(extension, granted)
         finally:
             if not enough:  # its session may be idle from now on, and is kept all the same
                 self.watch(extension.session_id, seconds=extension.ttl)
+        if enough is None:
+            self._ask_again(extension.session_id, again=again)
+
+    def _ask_again(self, session_id: str, *, again: bool) -> None:
+        """
+        Two asked at once. The longer of two promises must be what the provider heard last: by
+        now the row knows both.
+        """
+        self._blind.setdefault(session_id, self._host.monotonic())  # or the next look does it
+        if again:
+            for extension in self.store.backstops.claim([session_id], anyway=True):
+                self._extend(extension, again=False)
 
     def _extend_blindly(self) -> None:
         """

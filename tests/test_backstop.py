@@ -278,6 +278,49 @@ def test_a_live_turn_never_sees_the_providers_ttl_run_out(
     assert 1 <= provider.count("extend") <= long / QUARTER
 
 
+def test_the_slower_of_two_extensions_takes_nothing_back(
+    *, store: Store, provider: FakeCloud, world: FrozenClock, later: Pass
+) -> None:
+    """S1: four hours are asked for, forty are granted meanwhile, and the four land last."""
+    slow, quick = (Process(store, provider, world) for _ in range(2))
+    slow.keeper.open("conv")
+    with provider.hang("extend") as hang, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(slow.keeper.extend, "conv", 4 * 3600)
+        assert hang.entered.wait(30)
+        later(1)
+        promised = quick.keeper.extend("conv", 40 * 3600).extended_until
+        hang.release()
+        asked.result(30)
+
+    for _ in range(3):
+        later(LIMITS.extend_interval)
+        slow.look()
+        quick.look()
+
+    expires_at = box(provider).expires_at
+    assert promised is not None
+    assert expires_at is not None
+    assert expires_at >= promised
+
+
+def test_who_cannot_extend_keeps_it_from_nobody(
+    *, store: Store, provider: FakeCloud, world: FrozenClock, later: Pass
+) -> None:
+    """S1: a process in another account looks first, every time."""
+    elsewhere = Process(store, FakeCloud(clock=world, account="another"), world)
+    here = Process(store, provider, world)
+    here.keeper.open("conv")
+    with here.keeper.turn("conv"), elsewhere.keeper.turn("conv"):
+        for _ in range(30):
+            later(600)
+            here.beat()
+            elsewhere.look()
+            here.look()
+            assert provider.alive()
+
+    assert left(provider, world) > TTL / 2
+
+
 @pytest.mark.parametrize("longest", [TTL / 2, 900.0])
 def test_a_provider_that_grants_less_is_asked_more_often(
     *,
@@ -726,7 +769,7 @@ def test_an_outage_of_the_database_takes_back_no_promise(
     keeper.open("conv")
     keeper.extend("conv", WEEK)
     turn = keeper.turn("conv").begin()
-    later(60)
+    later(TTL / 8 + 60)
 
     def refuse(*_: object) -> None:
         raise StoreUnavailable("no database")
@@ -735,6 +778,7 @@ def test_an_outage_of_the_database_takes_back_no_promise(
         patch.setattr(keeper.store.backstops, "claim", refuse)
         process.look()
 
+    assert provider.count("extend") == 2
     assert left(provider, world) >= WEEK
     turn.end()
 
@@ -803,7 +847,7 @@ def test_the_bill_stops_by_itself(
     keeper.turn("conv").begin()
     run(process, later, TTL)
 
-    later(TTL)
+    later(ASKED)
 
     assert provider.alive() == []
     host = Host(monotonic=world.monotonic)

@@ -28,6 +28,7 @@ class Extension:
     ref: SandboxRef
     ttl: float  # seconds from now
     asked_at: datetime  # by the database's clock
+    claimed_until: datetime  # whoever claims it in between has another date
 
 
 class Backstops:
@@ -64,15 +65,21 @@ class Backstops:
         )
         seconds = bindparam("seconds", type_=rules.seconds)
         granted = bindparam("granted", type_=b.expires_at.type)
+        this = and_(
+            b.key == bindparam("of_key"),
+            b.extend_at == bindparam("claimed_until", type_=b.extend_at.type),
+        )
+        self._release = update(sandboxes).where(this, RUNNING).values(extend_at=rules.now)
         self._granted = (
             update(sandboxes)
-            .where(b.key == bindparam("of_key"), RUNNING)
+            .where(this, RUNNING)
             .values(
                 # A provider's clock may be ahead of the database's: never more than was asked.
                 expires_at=Earliest(func.coalesce(granted, rules.in_(seconds)), rules.in_(seconds)),
-                extend_at=rules.in_(seconds / 4),
+                extend_at=rules.in_(bindparam("pause", type_=rules.seconds)),
             )
         )
+        self._create_deadline = policy.create_deadline
 
     def claim(
         self, session_ids: Sequence[str], *, at_once: bool = False, anyway: bool = False
@@ -99,19 +106,31 @@ class Backstops:
                 ),
                 ttl=(row.needed - row.at).total_seconds(),
                 asked_at=row.at,
+                claimed_until=row.extend_at,
             )
             for row in rows
         ]
 
-    def granted(self, extension: Extension, expires_at: datetime | None) -> bool:
+    def release(self, extension: Extension) -> None:
+        """Who claimed it cannot extend it: somebody else may, at once."""
+        of = {"of_key": extension.key, "claimed_until": extension.claimed_until}
+        with self.database.single() as move:
+            move.run(self._release, of)
+
+    def granted(self, extension: Extension, expires_at: datetime | None) -> bool | None:
         """
-        What the provider said; None when it granted what it was asked for. False when that is
-        less than what has to be left after the last activity.
+        What the provider said; `expires_at` is None when it granted what it was asked for. False
+        when that is less than what has to be left after the last activity. None when somebody
+        else asked meanwhile: nobody knows whom the provider heard last, and nothing is written.
         """
         seconds = extension.ttl
         if expires_at is not None:
             seconds = min(seconds, (expires_at - extension.asked_at).total_seconds())
+        # A quarter of what has to be left, which is without what a create may take.
+        pause = max(0.0, min(seconds, extension.ttl - self._create_deadline)) / 4
         of = {"of_key": extension.key, "granted": expires_at, "seconds": max(0.0, seconds)}
+        of |= {"pause": pause, "claimed_until": extension.claimed_until}
         with self.database.single() as move:
-            move.run(self._granted, of)
+            if not move.run(self._granted, of):
+                return None
         return seconds >= 0.75 * extension.ttl
