@@ -50,6 +50,7 @@ class Box:
     dying: bool = False
     expires_at: float | None = None
     extended_at: float = 0.0
+    refused_extensions: int = 0  # in a row
     expired: bool = False
     vanished: bool = False
     immortal: bool = False  # no destroy has an effect on it while faults are on
@@ -106,6 +107,7 @@ class Cloud:
         """Let it live so long from now, whatever was asked for before."""
         box.expires_at = self.scheduler.now + ttl
         box.extended_at = self.scheduler.now
+        box.refused_extensions = 0
         self.scheduler.at(box.expires_at, lambda: self._expire(box))
 
     def _expire(self, box: Box) -> None:
@@ -243,6 +245,8 @@ class Provider:
             self.cloud.extend(found[0], ttl)
             return self._info(found[0]).expires_at
 
+        for box in self._found(ref):
+            box.refused_extensions += 1  # until it is granted
         return self._call("extend", ref.name, effect, effect, deadline)
 
     # How calls go wrong

@@ -7,7 +7,8 @@ S1  No sandbox is destroyed while somebody trusts a turn on it, or while its row
     sweep when the holder had, between notice and end, less time than 1.5 heartbeats to say that
     it lives; so does a clock that stepped in between, since it takes that time away. A begin,
     touch, extend or open that is acknowledged found an active session. The provider's own TTL
-    does not run out under a turn, nor before what was promised.
+    does not run out under a turn, nor before what was promised, unless by a process in another
+    account, which cannot extend it, or the provider refused to extend it three times in a row.
 S2  A sandbox that somebody else made is never destroyed.
 S3  Rows only go forward; only the holder of a claim writes its outcome, a claim that is live is
     nobody else's, and it is for the generation that the message named; one gone event each.
@@ -85,6 +86,8 @@ class Judge:
         self.closing_since: dict[str, float] = {}
         self.absent_at: dict[str, float] = {}
         self.ended_as: dict[tuple[str, int], str | None] = {}
+        # Kept active by a process that is logged in to another account: it cannot extend its TTL.
+        self.from_elsewhere: set[tuple[str, int]] = set()
         self.actives: dict[str, list[tuple[float, bool]]] = {}
 
     def broken(self, promise: str, how: str) -> None:
@@ -130,6 +133,8 @@ class Judge:
 
     def expired(self, box: Box) -> None:
         """The provider's own TTL has run out."""
+        if box.refused_extensions >= 3:
+            return  # it was asked for more, in time and again, and did not want to
         for trust in self.books.live(self.scheduler.now, box=box.external_id):
             stopped = trust.process.stopped_between(box.extended_at, self.scheduler.now)
             if stopped < STOPPED_FOR_LONG and trust.process.account == box.account:
@@ -145,6 +150,8 @@ class Judge:
             return
         until = known.active_at + timedelta(seconds=session.idle_ttl)
         until = max(until, known.extended_until or until)
+        if (row.session_id, row.generation) in self.from_elsewhere:
+            return
         if until > self.server.clock() and not self.server.stepped:
             self.broken("S1", f"{row} expired, and was promised until {until}")
 
@@ -282,6 +289,10 @@ class Judge:
 
     def _active(self, asked: Asked, generation: int) -> None:
         """Counted from when it was asked, or from where a clock that was set back has come to."""
+        session = self.rows.sessions.get(asked.session_id)
+        sandbox = None if session is None else self.rows.current(session)
+        if sandbox is not None and self.scheduler.actor.process.account != sandbox.scope:
+            self.from_elsewhere.add((asked.session_id, generation))
         self.books.active(asked.session_id, generation, min(asked.clock, self.server.clock()))
 
     def _was_active(self, asked: Asked, what: str) -> None:
@@ -307,9 +318,14 @@ class Judge:
         return why is not None and (why not in {"idle", "max_age"} or slow)
 
     def _same(self, asked: Asked) -> bool:
-        """Nobody opened it anew since the call."""
-        times = [time for time, active in self.actives.get(asked.session_id, ()) if active]
-        return bool(times) and times[-1] <= self.scheduler.now and times[-1] >= asked.at
+        """It is the generation that the call joined or made: nobody opened another since."""
+        was_active, opened_since = False, 0
+        for time, active in self.actives.get(asked.session_id, ()):
+            if time < asked.at:
+                was_active = active
+            else:
+                opened_since += active
+        return opened_since == (0 if was_active else 1)
 
 
 def name_of(key: str) -> str:

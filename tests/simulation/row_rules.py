@@ -138,6 +138,8 @@ class RowRules:
             self.noticed[new.id] = judge.scheduler.now
         if new.generation not in {old.generation, old.generation + 1}:
             judge.broken("S3", f"generations jumped: {old} became {new}")
+        if old.status == "active" and new.generation > old.generation:
+            self._replaced(old)
         if old.status == "active" and new.generation == old.generation:
             self._activity(actor, old, new)
             self._due(now, old, new)
@@ -195,6 +197,17 @@ class RowRules:
         self._kept(now, new)
         for trust in trusts:
             self._unheard(trust, new)
+
+    def _replaced(self, old: SessionRow) -> None:
+        """
+        Ended and reopened in one transaction: its max age had come, by the database's clock. Where
+        that did not step, no turn can have been trusted for so long.
+        """
+        for trust in self.judge.books.live(self.judge.scheduler.now):
+            of = (trust.session_id, trust.generation)
+            stepped = any(trust.since <= when for when in self.judge.server.stepped)
+            if of == (old.id, old.generation) and stepped:
+                trust.excused = "the database's clock stepped past its max age"
 
     def _confirmed(self, actor: Actor, now: datetime, old: SessionRow) -> None:
         confirm = timedelta(seconds=actor.process.confirm_interval)
