@@ -10,6 +10,7 @@ Every error that Sandkeeper raises, in one tree. Nothing here decides: retry is 
       TurnExpired                the turn passed its hard ceiling, or was ended already
       StoreError                 the database refused or cannot be used as it is
         StoreUnavailable           it cannot be reached, is locked, full or read-only; try again
+          RowLocked                  somebody holds one of its rows for longer than we wait
         SchemaOutdated             its tables are not the ones this version needs
       ProviderError              the sandbox provider said no, or said nothing
         RateLimited                429: wait retry_after            (retried, costs no attempt)
@@ -99,6 +100,10 @@ class StoreError(SandkeeperError):
 
 class StoreUnavailable(StoreError):
     """The database cannot be reached, is locked, full or read-only."""
+
+
+class RowLocked(StoreUnavailable):
+    """Somebody holds a row for longer than we wait."""
 
 
 class SchemaOutdated(StoreError):

@@ -33,6 +33,8 @@ class Lifecycle(Keeper):
         sinks: Sequence[Sink] = (Log(),),
     ) -> None:
         """Bring your own engine: the tables must be there (`sandkeeper db upgrade`)."""
+        if policy is not None:
+            policy.check()
         engine = prepare(engine)
         store = Store(engine, policy=policy, sinks=sinks, witness=witness(engine))
         loops = (watchdog(store, {provider.name: provider}, doorbell),)

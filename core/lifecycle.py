@@ -149,7 +149,7 @@ class Keeper:
             self.store,
             self._beater,
             session_id,
-            turn_id=identifiers.new_id(self._host),
+            new_id=lambda: identifiers.new_id(self._host),
             holder=self.holder if holder is None else check_holder(holder),
             monotonic=self._host.monotonic,
             begun=self._backstop.begun,
@@ -288,7 +288,7 @@ def _storable(fields: Mapping[str, object]) -> Mapping[str, object]:
     """A copy that any JSON column takes, or ValueError."""
     try:
         text = json.dumps(dict(fields), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if len(text) > LONGEST_JSON:
         raise ValueError(f"{len(text)} characters of JSON; keep it under {LONGEST_JSON}")
@@ -297,6 +297,8 @@ def _storable(fields: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _spec(fields: Mapping[str, object]) -> Spec:
+    if not isinstance(fields, Mapping):
+        raise InvalidSpec(f"spec: {fields!r} is not an object")
     known = {"image", "command", "env", "options"}
     unknown = sorted(set(fields) - known)
     if unknown:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from datetime import timedelta
 
-from .errors import InvalidArgument
-from .settings import LONGEST, Settings
+from .errors import InvalidArgument, SettingsError
+from .settings import LONGEST, Settings, check_rhythm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,13 @@ class Policy:
     def from_settings(cls, settings: Settings) -> Policy:
         """The policy that these settings describe."""
         return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+    def check(self) -> None:
+        """SettingsError when its parts do not fit each other, as when settings do not."""
+        try:
+            check_rhythm(self)
+        except ValueError as error:
+            raise SettingsError(f"policy: {error}") from error
 
     @property
     def longest_look(self) -> float:
@@ -113,7 +120,7 @@ def duration(name: str, value: timedelta | float) -> float:
     """Seconds from a timedelta or a number; InvalidArgument unless it is a sane limit."""
     try:
         seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(f"{name} {value!r}: give a timedelta or seconds") from error
     if isinstance(value, bool) or not math.isfinite(seconds) or not 0 < seconds <= LONGEST:
         raise InvalidArgument(f"{name} {value!r}: must be more than 0 and at most ten years")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from .errors import SchemaOutdated, StoreError, StoreUnavailable, words
+from .errors import RowLocked, SchemaOutdated, StoreError, StoreUnavailable, words
 from .events import Event, EventKind
 from .host import Host
 from .providers.base import SandboxProvider
@@ -77,7 +77,7 @@ class Reaper:
         report = SweepReport(clamped=self._until_short(self.store.clamps.clamp))
         report += self._sweep_sessions(ending=ending)
         if ending:
-            report += SweepReport(expired=self._until_short(self.store.sweeps.expired_creates))
+            report += self._expire_creates()
         report += self._fan_out()
         guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))
         return report
@@ -99,6 +99,8 @@ class Reaper:
                 looked, rearmed, noticed, ended = self.store.sweeps.sessions(
                     self.policy.batch, ending=ending
                 )
+            except RowLocked:
+                return total + self._one_by_one(ending=ending)
             except (StoreUnavailable, SchemaOutdated):
                 raise
             except StoreError:
@@ -106,6 +108,12 @@ class Reaper:
             total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
             if looked < self.policy.batch:
                 return total
+
+    def _expire_creates(self) -> SweepReport:
+        try:
+            return SweepReport(expired=self._until_short(self.store.sweeps.expired_creates))
+        except RowLocked:  # the next sweep tries again; what is left of this one goes on
+            return SweepReport(poisoned=1)
 
     def _one_by_one(self, *, ending: bool) -> SweepReport:
         """Some row makes its batch fail: move the others without it, and show it."""
@@ -116,6 +124,8 @@ class Reaper:
                     1, only=session_id, ending=ending
                 )
                 total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
+            except RowLocked:  # it stays due; whoever holds it will let go
+                total += SweepReport(poisoned=1)
             except (StoreUnavailable, SchemaOutdated):
                 raise
             except StoreError as error:

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
 from pydantic import (
     BaseModel,
@@ -33,12 +33,51 @@ def _explicit_none(value: object) -> object:
 
 
 def _json_object(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) else value
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST, allow_inf_nan=False)]
 OptionalSeconds = Annotated[Seconds | None, BeforeValidator(_explicit_none)]
+
+
+class Rhythm(Protocol):
+    """Durations that have to fit each other, in seconds."""
+
+    @property
+    def idle_ttl(self) -> float: ...
+    @property
+    def heartbeat(self) -> float: ...
+    @property
+    def confirm_interval(self) -> float: ...
+    @property
+    def create_deadline(self) -> float: ...
+    @property
+    def retention(self) -> float: ...
+
+
+def check_rhythm(rhythm: Rhythm) -> None:
+    """Raises ValueError with what is wrong and what would be right."""
+    if rhythm.heartbeat > rhythm.confirm_interval / 2:
+        raise ValueError(
+            f"HEARTBEAT {rhythm.heartbeat:g} is more than half of CONFIRM_INTERVAL "
+            f"{rhythm.confirm_interval:g}: a live turn could miss the look between notice and "
+            f"end; set it to {rhythm.confirm_interval / 2:g} or less"
+        )
+    if rhythm.confirm_interval > rhythm.idle_ttl:
+        raise ValueError(
+            f"CONFIRM_INTERVAL {rhythm.confirm_interval:g} is longer than IDLE_TTL "
+            f"{rhythm.idle_ttl:g}: set it to {rhythm.idle_ttl:g} or less"
+        )
+    if rhythm.retention < 2 * rhythm.create_deadline:
+        raise ValueError(
+            f"RETENTION {rhythm.retention:g} is less than twice CREATE_DEADLINE "
+            f"{rhythm.create_deadline:g}: a create that lands late would not find its row; set "
+            f"it to {2 * rhythm.create_deadline:g} or more"
+        )
 
 
 class Settings(BaseModel):
@@ -233,23 +272,7 @@ class Settings(BaseModel):
     def _check(self) -> Self:
         if not self.provider_names:
             raise ValueError(f"PROVIDER {self.provider!r} names no provider: set it to local")
-        if self.heartbeat > self.confirm_interval / 2:
-            raise ValueError(
-                f"HEARTBEAT {self.heartbeat:g} is more than half of CONFIRM_INTERVAL "
-                f"{self.confirm_interval:g}: a live turn could miss the look between notice and "
-                f"end; set it to {self.confirm_interval / 2:g} or less"
-            )
-        if self.confirm_interval > self.idle_ttl:
-            raise ValueError(
-                f"CONFIRM_INTERVAL {self.confirm_interval:g} is longer than IDLE_TTL "
-                f"{self.idle_ttl:g}: set it to {self.idle_ttl:g} or less"
-            )
-        if self.retention < 2 * self.create_deadline:
-            raise ValueError(
-                f"RETENTION {self.retention:g} is less than twice CREATE_DEADLINE "
-                f"{self.create_deadline:g}: a create that lands late would not find its row; set "
-                f"it to {2 * self.create_deadline:g} or more"
-            )
+        check_rhythm(self)
         if self.late_after <= self.sweep_interval:
             raise ValueError(
                 f"LATE_AFTER {self.late_after:g} is not longer than SWEEP_INTERVAL "

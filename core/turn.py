@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -56,7 +57,7 @@ class Lost:
         for callback in callbacks:
             try:
                 callback(error)
-            except Exception:
+            except BaseException:
                 logger.exception("LostCallbackFailed")
         return True
 
@@ -74,21 +75,23 @@ class Turn:
         beater: Beater,
         session_id: str,
         *,
-        turn_id: str,
+        new_id: Callable[[], str],
         holder: str,
         monotonic: Callable[[], float],
         begun: Callable[[Session], None] = lambda _: None,
     ) -> None:
-        self.id = turn_id
+        self.id = new_id()
         self.session_id = session_id
         self.holder = holder
         self.lost = Lost()
+        self._new_id = new_id
         self._store = store
         self._beater = beater
         self._monotonic = monotonic
         self._begun: BegunTurn | None = None
         self._tell_begun = begun
         self._ceiling = 0.0
+        self._process = 0
 
     @property
     def session(self) -> Session:
@@ -120,7 +123,12 @@ class Turn:
         if self._begun is not None:
             raise InvalidArgument(f"turn {self.id} was begun already: make a new one")
         asked = self._monotonic()  # the ceiling counts from before the answer was on its way
-        self._begun = self._store.turns.begin(self.id, self.session_id, self.holder)
+        try:
+            self._begun = self._store.turns.begin(self.id, self.session_id, self.holder)
+        except StoreError:
+            self.id = self._new_id()  # the row of this one may be there, and its answer was lost
+            raise
+        self._process = os.getpid()
         self._ceiling = asked + (self._begun.hard_until - self._begun.started_at).total_seconds()
         self._beater.add(self)
         self._tell_begun(self._begun.session)
@@ -143,6 +151,8 @@ class Turn:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        if self._process != os.getpid():
+            return  # a forked child leaves the block; the turn is its parent's, and goes on
         try:
             self.end(TurnOutcome.COMPLETED if kind is None else TurnOutcome.FAILED)
         except StoreError as error:

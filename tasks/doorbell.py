@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 from celery import Celery
 
+from core.host import in_forked_children
 from tasks.app import TEARDOWN
 
 logger = logging.getLogger("sandkeeper")
@@ -62,16 +62,21 @@ class BackgroundDoorbell:
     def __init__(self, app: Celery, *, waiting: int = WAITING) -> None:
         self.app = app
         self.waiting = waiting
-        self._start_lock = threading.Lock()
-        self._process = 0
         self._queue: Queue[Pairs] = Queue()
+        self._forget()
+        in_forked_children(self, BackgroundDoorbell._forget)
+
+    def _forget(self) -> None:
+        """Threads stay with the parent, and whoever held the lock."""
+        self._start_lock = threading.Lock()
+        self._started = False
 
     def __call__(self, pairs: Pairs) -> None:
         """Ring, some time soon. Never blocks and never raises; in eager mode it runs the tasks."""
         if self.app.conf.task_always_eager:
             FanOut(self.app)(pairs)
             return
-        if self._process != os.getpid():
+        if not self._started:
             self._start()
         try:
             self._queue.put_nowait(list(pairs))
@@ -88,14 +93,14 @@ class BackgroundDoorbell:
         return True
 
     def _start(self) -> None:
-        """Lazily, and again in a forked child: threads stay with the parent."""
+        """Lazily, and again in a forked child."""
         with self._start_lock:
-            if self._process != os.getpid():
+            if not self._started:
                 self._queue = Queue(self.waiting)
                 threading.Thread(
                     target=self._publish, args=(self._queue,), name="sandkeeper-ring", daemon=True
                 ).start()
-                self._process = os.getpid()
+                self._started = True
 
     def _publish(self, queue: Queue[Pairs]) -> None:
         while True:

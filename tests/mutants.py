@@ -320,8 +320,8 @@ MUTANTS = (
         "what is not gone is forgotten",
         "L1: the row that condemns a sandbox stays until it is gone",
         "core/store/retention.py",
-        ", ~kept)",
-        ")",
+        ", ~kept, UNHELD)",
+        ", UNHELD)",
         at("retention", "a_session_with_a_sandbox_that_is_not_gone_is_never_forgotten"),
     ),
     Mutant(
@@ -410,8 +410,8 @@ MUTANTS = (
         "activity goes back",
         "S1: an acknowledged touch counts from when it was acknowledged",
         RULES,
-        "self.active_now = Latest(s.last_activity_at, now)",
-        "self.active_now = now",
+        "self.active_now = case(",
+        "self.active_now = now\n        _ = case(",
         at("races", "activity_never_goes_back", on=""),
     ),
     Mutant(

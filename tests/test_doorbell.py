@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 from tasks import doorbell
 from tasks.app import TEARDOWN
 from tasks.doorbell import BackgroundDoorbell, FanOut
+from tests.forks import in_child
 
 ROOT = Path(__file__).parents[1]
 PAIRS = [("a", 1), ("b", 2), ("c", 3)]
@@ -237,3 +238,16 @@ def test_a_forked_server_rings_too(make_app: MakeApp, folder: str) -> None:
     )
 
     assert published(make_app(folder)) == [("parent", 1), ("child", 1), ("parent", 2)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_is_not_stuck_at_its_first_ring() -> None:
+    """Another thread of its parent was starting the doorbell when it was forked."""
+    bell = BackgroundDoorbell(Celery(broker="memory://"))
+
+    def rings() -> bool:
+        bell([("conv", 1)])
+        return True
+
+    with bell._start_lock:
+        assert in_child(rings)

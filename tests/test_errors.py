@@ -22,6 +22,7 @@ EXAMPLES: list[SandkeeperError] = [
     errors.TurnExpired("conv-1", "turn-1", reason="max_turn"),
     errors.StoreError(),
     errors.StoreUnavailable(),
+    errors.RowLocked(),
     errors.SchemaOutdated(),
     errors.ProviderError(),
     errors.RateLimited(retry_after=2.5),

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine
 
 import core
 from core import AsyncLifecycle, Lifecycle, Policy, SchemaOutdated, SessionEnded, SettingsError
@@ -101,3 +101,13 @@ def test_asyncio_has_the_same_face(database_url: str) -> None:
             return (await keeper.get("conv-42")).turn_count
 
     assert asyncio.run(serve()) == 1
+
+
+def test_a_policy_of_ones_own_is_checked(engine: Engine) -> None:
+    """F24: heartbeats that come less often than looks would end live turns."""
+    with pytest.raises(SettingsError, match="HEARTBEAT 90"):
+        Lifecycle(
+            engine=engine,
+            provider=FakeCloud(),
+            policy=Policy(idle_ttl=60, confirm_interval=10, heartbeat=90),
+        )

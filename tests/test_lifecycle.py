@@ -39,6 +39,14 @@ from tests.fakes import Effect, FakeCloud, FrozenClock
 YEAR = 366 * 24 * 3600.0
 
 
+def nested(depth: int) -> list[Any]:
+    """A list in a list in a list."""
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def sandbox_row(engine: Engine, session_id: str, generation: int = 1) -> Row[Any]:
     """A sandbox as another process sees it: only what is committed."""
     b = sandboxes.c
@@ -816,3 +824,23 @@ def test_a_session_that_is_being_made_is_not_ready_for_turns(
     """Neither ended nor usable: a type of its own."""
     with pytest.raises(SessionNotReady, match="'conv'"), keeper.turn(half_open):
         pytest.fail("a turn has begun without a sandbox")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"idle_ttl": 10**400}, InvalidArgument),
+        ({"spec": 5}, InvalidSpec),
+        ({"metadata": {"deep": nested(5000)}}, InvalidArgument),
+    ],
+    ids=["huge", "no object", "deep"],
+)
+def test_what_makes_python_stumble_is_refused_by_name(
+    keeper: Keeper, wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    """H2: an error of ours, that names the argument, and no row."""
+    with pytest.raises(error, match=next(iter(wrong))):
+        keeper.open("conv", **wrong)
+
+    with pytest.raises(SessionNotFound):
+        keeper.get("conv")

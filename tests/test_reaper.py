@@ -10,18 +10,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Engine, Row, create_engine, select
 
 from core.errors import QuotaExceeded, StoreUnavailable
 from core.events import Event, EventKind
+from core.host import Host
 from core.lifecycle import Keeper
 from core.model import SessionStatus
 from core.policy import Policy
 from core.reaper import Reaper, SweepReport, TeardownOutcome
 from core.schema import sandboxes, sessions
 from core.store import Store
+from core.wiring import prepare
 from tests.factories import policy
-from tests.fakes import FakeCloud, FrozenClock
+from tests.fakes import FakeCloud, FrozenClock, Idle
 
 IDLE_TTL = policy().idle_ttl
 CONFIRM = policy().confirm_interval
@@ -168,6 +170,59 @@ def test_activity_between_notice_and_end_wins(
     assert report == SweepReport(rearmed=1)
     assert keeper.get("conv").noticed_at is None
     assert keeper.get("conv").due_at == clock.now + timedelta(seconds=IDLE_TTL - 1)
+
+
+@pytest.mark.parametrize("in_a_turn", [True, False], ids=["beat", "touch"])
+def test_activity_while_the_clock_was_back_wins(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock, *, in_a_turn: bool
+) -> None:
+    """
+    S1: a clock that steps back and is put right again. What was acknowledged in between is not
+    later than what was known before, and all the same it is activity.
+    """
+    keeper.open("conv", idle_ttl=60)
+    clock.advance(300)
+    reaper.sweep()
+    clock.advance(30 - 400)
+    if in_a_turn:
+        turn = keeper.turn("conv").begin()
+        assert keeper.store.turns.beat([turn.id]) == {}
+    else:
+        keeper.touch("conv")
+    clock.advance(40 + 400)
+
+    report = reaper.sweep()
+
+    assert report.ended == 0
+    assert keeper.get("conv").status == "active"
+
+
+def test_a_row_that_somebody_holds_stops_no_other(postgresql_url: str, clock: FrozenClock) -> None:
+    """F13: a lock that nobody lets go of, as of an operator's open transaction."""
+    engine = prepare(
+        create_engine(postgresql_url, connect_args={"options": "-c lock_timeout=200ms"})
+    )
+    cloud = FakeCloud(clock=clock)
+    store = Store(engine, policy=policy(), clock=clock)
+    reaper = Reaper(store, {cloud.name: cloud}, doorbell=lambda _: None)
+    with Keeper(store, cloud, host=Host(loop=Idle)) as keeper:
+        for number in range(4):
+            keeper.open(f"conv-{number}", idle_ttl=60)
+        clock.advance(100)
+        reaper.sweep()
+        clock.advance(61)
+        with engine.begin() as connection:
+            connection.execute(
+                select(sandboxes).where(sandboxes.c.session_id == "conv-0").with_for_update()
+            )
+            report = reaper.sweep()
+            states = [keeper.get(f"conv-{number}").status for number in range(4)]
+        after = reaper.sweep()
+    engine.dispose()
+
+    assert (report.ended, report.poisoned) == (3, 1)
+    assert states == ["active", "ended", "ended", "ended"]
+    assert after.ended == 1
 
 
 def test_a_turn_that_begins_after_the_notice_is_not_killed_by_it(

@@ -11,6 +11,7 @@ from core.providers.base import Capability
 from core.reaper import Reaper, TeardownOutcome
 from core.schema import metadata, sessions
 from core.store import Store
+from core.store.guard import HoldReason
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock
 
@@ -164,3 +165,19 @@ def test_a_session_that_somebody_holds_is_left_for_the_next_time(
 
     assert held == 0
     assert reaper.purge() == 1
+
+
+def test_nothing_is_forgotten_while_everything_is_held(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock
+) -> None:
+    """H1: the doubt may be about this very database, or its clock."""
+    keeper.open("conv")
+    keeper.end("conv")
+    reaper.teardown("conv", 1, worker="w")
+    keeper.store.guard.hold(HoldReason.OPERATOR, {}, actor="op")
+    clock.advance(2 * keeper.policy.retention)
+
+    held = reaper.purge()
+    keeper.store.guard.approve(HoldReason.OPERATOR, 60.0, actor="op")
+
+    assert (held, reaper.purge()) == (0, 1)

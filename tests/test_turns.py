@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,7 @@ from core.errors import (
     SessionEnded,
     SessionNotFound,
     SessionNotReady,
+    StoreUnavailable,
     TurnExpired,
 )
 from core.events import Event, EventKind
@@ -26,10 +28,11 @@ from core.lifecycle import Keeper
 from core.model import SessionStatus, TurnOutcome
 from core.reaper import Reaper, TeardownOutcome
 from core.schema import sessions, turns
-from core.store import Store
+from core.store import BegunTurn, Store
 from core.turn import Turn
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock
+from tests.forks import in_child
 
 
 @pytest.fixture
@@ -546,3 +549,51 @@ def test_a_refused_begin_leaves_nothing(keeper: Keeper, engine: Engine) -> None:
     with engine.connect() as connection:
         assert connection.execute(select(turns)).all() == []
     assert keeper._beater._turns == {}
+
+
+def test_a_callback_that_exits_stops_nobody_elses_heartbeats(keeper: Keeper) -> None:
+    """S1: SystemExit would end the thread that beats for all turns of the process."""
+    keeper.open("conv")
+    turn = keeper.turn("conv").begin()
+    heard: list[SandkeeperError] = []
+    turn.lost.on(lambda _: sys.exit(1))
+    turn.lost.on(heard.append)
+
+    turn.lose(SessionEnded("conv", reason="enough"))
+
+    assert len(heard) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_that_leaves_the_block_ends_nothing(keeper: Keeper) -> None:
+    """S1: a child that exits unwinds its parent's `with`."""
+    keeper.open("conv")
+    with keeper.turn("conv") as turn:
+
+        def leaves() -> bool:
+            turn.__exit__(SystemExit, SystemExit(0), None)
+            return True
+
+        assert in_child(leaves)
+        assert keeper.store.turns.beat([turn.id]) == {}
+
+
+def test_a_begin_whose_answer_was_lost_can_be_tried_again(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first turn's row is there, holds nobody, and goes idle by itself."""
+    keeper.open("conv")
+    turn = keeper.turn("conv")
+    begin = keeper.store.turns.begin
+
+    def lost(*arguments: str) -> BegunTurn:
+        begin(*arguments)
+        raise StoreUnavailable("no answer to COMMIT")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper.store.turns, "begin", lost)
+        with pytest.raises(StoreUnavailable):
+            turn.begin()
+
+    with turn:
+        assert turn.session.generation == 1

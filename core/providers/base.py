@@ -57,7 +57,9 @@ class Spec:
 class SandboxRef:
     """
     How a provider is asked for a sandbox: our name, and its id once we know it. With an id, only
-    the sandbox that has it is meant: a late create may have made another of the same name.
+    the sandbox that has both is meant: a late create may have made another of the same name, and
+    an id may have been given again to somebody else. Where a provider has no names, the label
+    `sandkeeper-key`, which our name ends with, is compared instead.
     """
 
     name: str

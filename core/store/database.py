@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Executable, Row, Table, exc, insert
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .. import events as sinks
-from ..errors import SchemaOutdated, StoreError, StoreUnavailable
+from ..errors import RowLocked, SchemaOutdated, StoreError, StoreUnavailable
 from ..events import Event, Sink
 from ..schema import events as ledger
 from .sql import now
@@ -145,6 +145,8 @@ def _named(error: exc.DBAPIError) -> StoreError:
         )
     if code in _FULL:
         return StoreUnavailable(f"the database is full ({cause}): free some room")
+    if code == _LOCKED:
+        return RowLocked(f"somebody holds a row for long ({cause}): it is tried again")
     if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
         return StoreUnavailable(f"the database cannot be used now ({cause}): it is tried again")
     return StoreError(f"the database refused ({cause})")
@@ -166,4 +168,5 @@ _READ_ONLY = {
     "SQLITE_READONLY_CANTLOCK",
     "SQLITE_READONLY_RECOVERY",
 }
+_LOCKED = "55P03"  # PostgreSQL's lock_timeout; SQLite knows no rows
 _FULL = {"53100", "SQLITE_FULL"}

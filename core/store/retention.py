@@ -6,7 +6,7 @@ from sqlalchemy import and_, bindparam, delete, exists, or_, select
 
 from ..schema import events, sandboxes, sessions, turns
 from .database import Database
-from .rules import ENDED, GONE, Rules, b, locked, s
+from .rules import ENDED, GONE, UNHELD, Rules, b, locked, s
 
 
 class Retention:
@@ -25,7 +25,7 @@ class Retention:
         )
         self._forgettable = locked(
             select(s.id)
-            .where(and_(ENDED, s.ended_at <= horizon), ~kept)
+            .where(and_(ENDED, s.ended_at <= horizon), ~kept, UNHELD)
             .order_by(s.ended_at)
             .limit(bindparam("limit", type_=s.generation.type)),
             skip=True,

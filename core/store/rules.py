@@ -14,6 +14,7 @@ from ..schema import holds, installation, sandboxes, sessions, turns
 from .sql import Earliest, Identity, Latest, Seconds, later
 
 s, b, t = sessions.c, sandboxes.c, turns.c
+TICK = 0.001  # seconds; the finest that both databases keep
 
 
 def _constant(value: str) -> BindParameter[str]:
@@ -47,7 +48,11 @@ class Rules:
         self.seconds = s.idle_ttl.type  # the SQL type of a duration
         # now() is when the transaction began: one that waited since must not take back what a
         # later call was promised.
-        self.active_now = Latest(s.last_activity_at, now)
+        # And where the clock stepped back it still moves, or the witness of a notice would be the
+        # same when the clock is put right: as if nothing had happened meanwhile.
+        self.active_now = case(
+            (s.last_activity_at > now, later(s.last_activity_at, TICK)), else_=now
+        )
         # Further ahead only a clock that stepped back explains. Nearer, it may be a touch that was
         # acknowledged since the transaction that looks at it began.
         self.active_at_most = Earliest(s.last_activity_at, self.in_(policy.confirm_interval))

@@ -294,6 +294,20 @@ class ProviderContract:
         assert found is not None
         assert found.state in ALIVE
 
+    def test_an_id_alone_is_not_enough(
+        self, provider: SandboxProvider, name: Callable[[], str], labels: dict[str, str]
+    ) -> None:
+        """S2: ids may be given again; one under another name is somebody else's."""
+        made = self.create(provider, name(), labels)
+        other = SandboxRef(name=name(), external_id=made.ref.external_id)
+
+        provider.destroy(other, deadline=self.soon())
+
+        assert provider.get(other, deadline=self.soon()) is None
+        found = provider.get(made.ref, deadline=self.soon())
+        assert found is not None
+        assert found.state in ALIVE
+
     def test_destroy_from_everywhere_at_once(
         self, making: Making, name: Callable[[], str], labels: dict[str, str]
     ) -> None:
