@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from core import migrations
+from core.events import Event, EventKind
+from core.model import check_session_id
 from core.wiring import opened
 from tasks.commands import Context, as_json, cell, plain, show, told
 from tasks.safety import breaker, db_restored, orphans, reconcile
@@ -94,6 +96,7 @@ LINE = (
 @told
 def sessions_ls(context: Context, status: str | None, after: str, limit: int, json_: bool) -> None:  # noqa: FBT001
     """List sessions by id."""
+    after = check_session_id(after) if after else after
     lines = context.system.store.history.lines(status=status, after=after, limit=limit)
     show([asdict(line) for line in lines], LINE, json_=json_)
 
@@ -154,8 +157,15 @@ def sweep(context: Context, json_: bool) -> None:  # noqa: FBT001
     from tasks.app import app  # noqa: PLC0415 - celery takes long to import, and few need it
     from tasks.doorbell import FanOut  # noqa: PLC0415
 
+    context.sinks = (_say_aloud,)
     report = asdict(context.system.reaper(FanOut(app)).sweep())
     show([report], tuple(report), json_=json_)
+
+
+def _say_aloud(event: Event) -> None:
+    """What went wrong, beside a report that would look as if nothing had been there to do."""
+    if event.kind in {EventKind.FAN_OUT_FAILED, EventKind.ROW_POISONED}:
+        click.echo(f"{event.kind.value}: {dict(event.detail)}", err=True)
 
 
 @main.group()
@@ -184,6 +194,7 @@ def quarantine_retry(context: Context, session_id: str | None, all_: bool) -> No
     """Try again with the next sweep, without waiting for the pause to end."""
     if (session_id is None) != all_:
         raise click.UsageError("give a session id, or --all")
+    session_id = None if session_id is None else check_session_id(session_id)
     click.echo(f"{context.system.store.teardowns.retry_now(session_id)} to be tried again")
 
 

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import SandkeeperError
+from core.events import Sink
 from core.settings import Settings
+from core.store.database import kept
 from core.wiring import System
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -29,6 +31,7 @@ class Context:
 
     def __init__(self) -> None:
         self.closing = ExitStack()
+        self.sinks: Sequence[Sink] = ()
 
     @cached_property
     def settings(self) -> Settings:
@@ -36,13 +39,13 @@ class Context:
 
     @cached_property
     def system(self) -> System:
-        system = System(self.settings, environ=os.environ, sinks=())
+        system = System(self.settings, environ=os.environ, sinks=self.sinks)
         self.closing.callback(system.close)
         return system
 
     @property
     def actor(self) -> str:
-        return f"operator {os.environ.get('USER') or os.getuid()}"
+        return kept(f"operator {os.environ.get('USER') or os.getuid()}")[:200]
 
 
 def told(command: Command) -> Command:
@@ -68,8 +71,10 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, json_: bo
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(cell(row[column]) for column in columns))
+    # What callers and providers wrote is shown as it is, whatever it looks like to rich.
     # Into a pipe a table keeps its width: what reads it counts columns, not a terminal's cells.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
 
 
 def plain(value: object) -> object:

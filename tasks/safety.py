@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from core.errors import InvalidArgument
+from core.errors import InvalidArgument, words
 from core.policy import duration
 from core.store.guard import HoldReason
 from tasks.commands import Context, as_json, show, told
@@ -131,12 +131,15 @@ def db_restored(context: Context, workers_stopped: bool, yes: bool) -> None:  # 
     sandboxes that the backup does not know are kept until `breaker approve mass_orphans`.
     """
     store = context.system.store
-    store.guard.hold(HoldReason.OPERATOR, {"why": "restore from backup"}, actor=context.actor)
+    store.guard.hold(HoldReason.RESTORE, {"why": "restore from backup"}, actor=context.actor)
     if not workers_stopped:
         _expect_no_workers()
-    if not yes:
-        click.confirm(
-            "This database was restored from a backup, and is the one to use?", abort=True
+    if not yes and not click.confirm(
+        "This database was restored from a backup, and is the one to use?"
+    ):
+        raise InvalidArgument(
+            "nothing was changed, and everything destructive is held: say `db restored` again, or "
+            "`breaker approve restore` if there was no restore"
         )
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("claims of before run out", total=store.policy.claim_ttl)
@@ -149,12 +152,21 @@ def db_restored(context: Context, workers_stopped: bool, yes: bool) -> None:  # 
         f"{sessions} active sessions have a full idle TTL; start the workers, and look at "
         "`sandkeeper orphans` before you approve mass_orphans"
     )
+    for hold in store.guard.holds():
+        if hold.open:
+            click.echo(f"still held: {hold.reason.value}, {dict(hold.detail)}")
 
 
 def _expect_no_workers() -> None:
     from tasks.app import app  # noqa: PLC0415 - celery takes long to import, and few need it
 
-    found = sorted(app.control.inspect(timeout=3.0).ping() or {})
+    try:
+        found = sorted(app.control.inspect(timeout=3.0).ping() or {})
+    except Exception as error:
+        raise InvalidArgument(
+            f"the broker cannot be asked whether workers run ({words(error)}). See that they are "
+            "stopped and say it again with --workers-stopped. Until then everything is held"
+        ) from error
     if found:
         raise InvalidArgument(
             f"workers are running: {', '.join(found)}. Stop them and say it again: what they began "

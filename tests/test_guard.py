@@ -948,3 +948,27 @@ def test_a_policy_that_never_asks_never_asks(
 
     assert reaper.sweep().ended == 4
     assert store.guard.holds() == []
+
+
+def test_what_a_store_cannot_know_is_denied_for_good(store: Store, clock: FrozenClock) -> None:
+    """S1: a wrong database looks right once the sandboxes that it cannot know have gone."""
+    store.guard.hold(HoldReason.STORE, {}, actor="reconcile")
+
+    store.guard.deny(HoldReason.STORE, HOUR, actor="op")
+
+    clock.advance(1000 * HOUR)
+    assert store.guard.decision(HoldReason.STORE) is Decision.DENIED
+    store.guard.approve(HoldReason.STORE, HOUR, actor="op")
+    assert store.guard.decision(HoldReason.STORE) is Decision.APPROVED
+
+
+def test_the_same_answer_again_shortens_nothing(store: Store, clock: FrozenClock) -> None:
+    """S5: after a restore what is rowless is kept for good, whoever denies it for an hour."""
+    store.restore.finish(actor="op")
+    store.guard.deny(HoldReason.MASS_ORPHANS, HOUR, actor="another")
+
+    clock.advance(2 * HOUR)
+
+    assert store.guard.decision(HoldReason.MASS_ORPHANS) is Decision.DENIED
+    store.guard.approve(HoldReason.MASS_ORPHANS, HOUR, actor="another")
+    assert store.guard.decision(HoldReason.MASS_ORPHANS) is Decision.APPROVED

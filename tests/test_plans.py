@@ -324,7 +324,9 @@ def test_a_touch_leaves_every_index_alone(postgresql_url: str) -> None:
     engine.dispose()
 
     assert after[0] - before[0] == touches
-    assert after[1] - before[1] >= 0.9 * touches
+    # All but those that find their page full: old versions stay for as long as any snapshot that
+    # autovacuum or a neighbour holds. An index entry for each would make it none.
+    assert after[1] - before[1] >= 0.5 * touches
 
 
 def _updates(connection: Connection) -> tuple[int, int]:

@@ -64,6 +64,16 @@ def keeper_of(store: Store, cloud: FakeCloud, **host: Any) -> Keeper:
     return Keeper(store, cloud, host=Host(loop=Idle, **host))
 
 
+@pytest.fixture(autouse=True)
+def used(store: Store) -> None:
+    """This store has had a sandbox before: one that never had any explains nothing."""
+    cloud = FakeCloud()
+    with keeper_of(store, cloud) as keeper:
+        keeper.open("long-ago")
+        keeper.end("long-ago")
+    Reaper(store, {cloud.name: cloud}, doorbell=lambda _: None).teardown("long-ago", 1, worker="w")
+
+
 @pytest.fixture
 def reconciler(store: Store, provider: FakeCloud) -> Reconciler:
     """What compares the test's cloud with the test's store."""
@@ -1060,14 +1070,12 @@ def test_a_dry_run_asks_nobody(
 
 
 def test_a_new_database_under_an_old_name_touches_nothing(
-    engine: Engine, provider: FakeCloud, clock: FrozenClock, heard: list[Event]
+    engine: Engine, store: Store, provider: FakeCloud, clock: FrozenClock, heard: list[Event]
 ) -> None:
     """F7: SANDKEEPER_INSTALLATION is set, and the database was begun anew."""
-    before = clock.now - timedelta(days=1)
-    provider.plant(*stray("produced", made_at=before))
-    store = Store(
-        engine, policy=policy(), installation="produced", clock=clock, sinks=[heard.append]
-    )
+    before, name = clock.now - timedelta(days=1), store.installation
+    provider.plant(*stray(name, made_at=before))
+    store = Store(engine, policy=policy(), installation=name, clock=clock, sinks=[heard.append])
 
     reports = passes(reconciler_of(store, provider), clock)
 
@@ -1410,3 +1418,32 @@ def test_the_labels_of_a_row_are_the_ones_that_make_its_sandbox_ours(
     written = sandbox_labels(store.installation, sandbox.key, "conv", 1, sandbox.created_at)
 
     assert (box.name, box.labels) == (sandbox_name(store.installation, sandbox.key), written)
+
+
+def test_a_database_that_never_had_a_sandbox_is_not_believed(
+    *,
+    keeper: Keeper,
+    provider: FakeCloud,
+    clock: FrozenClock,
+    tmp_path: Path,
+    sqlite_template: Path,
+) -> None:
+    """
+    S1: a wrong DATABASE_URL, with the right installation, and older than the sandboxes: too few
+    of them to be a mass.
+    """
+    engine = make_engine(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'wrong.db')}")
+    wrong = Store(engine, policy=policy(), clock=clock, installation=keeper.store.installation)
+    elsewhere = Reconciler(wrong, {provider.name: provider}, host=Host())
+    elsewhere.reconcile()
+    clock.advance(60)
+    keeper.open("a")
+    keeper.open("b")
+
+    for _ in range(5):
+        clock.advance(wrong.policy.orphan_grace)
+        elsewhere.reconcile()
+
+    assert len(provider.alive()) == 2
+    assert [hold.reason for hold in wrong.guard.holds()] == [HoldReason.STORE]
+    engine.dispose()

@@ -171,7 +171,7 @@ def story(
 
 def restored(store: Store) -> int:
     """What `db restored` does, the wait for workers aside."""
-    store.guard.hold(HoldReason.OPERATOR, {"why": "restore"}, actor="op")
+    store.guard.hold(HoldReason.RESTORE, {"why": "restore"}, actor="op")
     active = store.restore.everything()
     store.restore.finish(actor="op")
     return active
@@ -368,7 +368,7 @@ def test_the_procedure_can_be_repeated(story: Story, store: Store, reaper: Reape
 def test_an_approval_that_came_back_with_the_backup_is_no_approval(
     engine: Engine, keeper: Keeper, store: Store, tmp_path: Path
 ) -> None:
-    """S5: what was approved was approved for the state of then; a denial and a question stay."""
+    """S5: what was approved or asked was so for the state of then; a denial stays."""
     for reason in (HoldReason.MASS_MISSING, HoldReason.MASS_END, HoldReason.STORE):
         store.guard.hold(reason, {}, actor="sweep")
     store.guard.approve(HoldReason.MASS_MISSING, HOUR, actor="op")
@@ -382,7 +382,6 @@ def test_an_approval_that_came_back_with_the_backup_is_no_approval(
     assert left == {
         HoldReason.MASS_ORPHANS: Decision.DENIED,
         HoldReason.MASS_END: Decision.DENIED,
-        HoldReason.STORE: None,
     }
 
 
@@ -438,3 +437,24 @@ def test_who_listens_hears_of_a_restore(engine: Engine, clock: FrozenClock) -> N
     store.restore.finish(actor="ada")
 
     assert [(e.kind, e.actor) for e in heard] == [(EventKind.STORE_RESTORED, "ada")]
+
+
+def test_what_was_asked_before_a_restore_holds_nothing_after_it(store: Store) -> None:
+    """L1: those questions were about a state that is not there any more."""
+    for reason in (HoldReason.STORE, HoldReason.MASS_END, HoldReason.RESTORE):
+        store.guard.hold(reason, {}, actor="sweep")
+
+    store.restore.finish(actor="op")
+
+    assert not store.guard.is_held()
+
+
+def test_a_restore_does_not_lift_an_operators_hold(store: Store) -> None:
+    """S5: somebody else may have asked for it, for a reason of his own."""
+    store.guard.hold(HoldReason.OPERATOR, {"why": "an incident"}, actor="ada")
+    store.guard.hold(HoldReason.RESTORE, {}, actor="bob")
+
+    store.restore.finish(actor="bob")
+
+    (held,) = [hold for hold in store.guard.holds() if hold.open]
+    assert (held.reason, dict(held.detail)) == (HoldReason.OPERATOR, {"why": "an incident"})

@@ -20,6 +20,7 @@ from core.schema import installation
 from core.store.guard import HoldReason
 from core.wiring import System
 from tasks import reap, safety
+from tasks.app import app
 from tasks.cli import main
 from tasks.runtime import runtime
 from tests.factories import stray
@@ -95,8 +96,6 @@ def nobody_works(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any] | 
     class Inspect:
         def ping(self) -> dict[str, Any] | None:
             return answers or None
-
-    from tasks.app import app
 
     monkeypatch.setattr(app.control, "inspect", lambda timeout: Inspect())
     return say
@@ -329,7 +328,42 @@ def test_a_restore_that_is_not_confirmed_changes_nothing_but_holds(
     assert waits == []
     assert keeper.get("a").last_activity_at == before
     (hold,) = operator.reads("breaker", "status")
-    assert (hold["reason"], hold["detail"]) == ("operator", {"why": "restore from backup"})
+    assert (hold["reason"], hold["detail"]) == ("restore", {"why": "restore from backup"})
+    assert "everything destructive is held" in result.output
+
+
+def test_a_restore_says_when_nobody_can_tell_whether_workers_run(
+    operator: Operator, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that is away: one line, what to do, and everything held until then."""
+
+    def away(**_: object) -> None:
+        raise ConnectionRefusedError("no broker")
+
+    monkeypatch.setattr(app.control, "inspect", away)
+
+    result = operator.types("db", "restored", "--yes")
+
+    assert result.exit_code == 1
+    assert "--workers-stopped" in result.output
+    assert "Traceback" not in result.output
+    assert system.store.guard.is_held()
+
+
+def test_a_restore_says_what_is_still_held(
+    operator: Operator,
+    system: System,
+    nobody_works: Callable[[dict[str, Any] | None], None],
+    waits: list[float],
+) -> None:
+    """What somebody else asked for goes on."""
+    system.store.guard.hold(HoldReason.OPERATOR, {"why": "an incident"}, actor="ada")
+
+    result = operator.types("db", "restored", "--yes")
+
+    assert result.exit_code == 0
+    assert "still held: operator" in result.output
+    assert system.store.guard.is_held()
 
 
 def test_during_a_restore_nothing_is_destroyed(

@@ -88,10 +88,11 @@ def _doubt_the_store(
     visit: Visit, listing: Listing, known: Mapping[str, Known], older: int
 ) -> None:
     """
-    A database that is younger than the sandboxes, or that explains none of them, is not the one
-    that made them: empty, restored, or a wrong DATABASE_URL.
+    A database that is younger than the sandboxes, that explains none of many, or that never had
+    any, is not the one that made them: empty, restored, or a wrong DATABASE_URL.
     """
-    emptied = visit.report.rowless >= IMPLAUSIBLE and not known
+    rowless = visit.report.rowless
+    emptied = not known and (rowless >= IMPLAUSIBLE or (rowless > 0 and visit.inventory.is_empty()))
     # After a restore rowless ones are kept anyhow, until an operator has looked at them.
     kept = visit.store.guard.decision(HoldReason.MASS_ORPHANS) is Decision.DENIED
     if (older or emptied) and not kept:

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, delete, func, null, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, delete, func, null, or_, select, update
 
 from ..errors import InvalidArgument
 from ..events import Event, EventKind
@@ -37,12 +37,14 @@ class HoldReason(StrEnum):
     STORE = "store"  # the provider has sandboxes of ours that this database cannot know
     DATABASE = "database"  # this is not the database that it was: a clone, a restore, a failover
     REWOUND = "rewound"  # the database went back in time
+    RESTORE = "restore"  # a backup is being brought back
     OPERATOR = "operator"  # somebody asked for it
 
 
 ABOUT_THE_DATABASE = frozenset({HoldReason.DATABASE, HoldReason.REWOUND})
 # Answered once and for all, and held until they are; an answer to the others expires.
-ONCE_AND_FOR_ALL = ABOUT_THE_DATABASE | {HoldReason.OPERATOR}
+ONCE_AND_FOR_ALL = ABOUT_THE_DATABASE | {HoldReason.OPERATOR, HoldReason.RESTORE}
+FOR_GOOD = 10 * 365 * 86400.0  # seconds
 
 
 class Decision(StrEnum):
@@ -166,7 +168,8 @@ class Guard:
     def deny(self, reason: HoldReason, seconds: float, *, actor: str) -> None:
         """
         Do not. The mass that was asked about is left alone for so many seconds, and the rest goes
-        on; what is about the database, or was asked for, keeps holding everything.
+        on; what this store cannot know is left alone for good. What is about the database, or was
+        asked for, keeps holding everything.
         """
         with self.database.move() as move:
             if move.one(self._open, {"of_reason": reason}) is None:
@@ -174,6 +177,8 @@ class Guard:
             if reason in ONCE_AND_FOR_ALL:
                 move.run(self._refuse, {"of_reason": reason, "by": actor})
             else:
+                # A wrong database stays wrong, and looks right once its sandboxes have turned over.
+                seconds = FOR_GOOD if reason is HoldReason.STORE else seconds
                 self._decide_in(move, reason, Decision.DENIED, seconds, actor)
             move.record(_decided(reason, Decision.DENIED, actor))
 
@@ -181,10 +186,6 @@ class Guard:
         """The same whether or not anybody asked, inside somebody's transaction."""
         move.one(self._ask, {"of_reason": reason, "new_detail": {}})
         self._decide_in(move, reason, Decision.DENIED, seconds, actor)
-
-    def release_in(self, move: Move, reason: HoldReason) -> None:
-        """Forget a question, inside somebody's transaction."""
-        move.run(self._close, {"of_reason": reason})
 
     def trust_in(self, move: Move) -> None:
         """This database is the right one, inside somebody's transaction."""
@@ -238,13 +239,16 @@ class Guard:
             .with_for_update()
         )
         self._answer = select(h.decision).where(this, h.until > rules.now)
+        until = rules.in_(bindparam("seconds", type_=rules.seconds))
+        # The same answer again must not shorten one that was given for longer.
+        same = and_(h.decision == bindparam("new_decision"), h.until > until)
         self._decide = (
             update(holds)
             .where(this)
             .values(
                 decision=bindparam("new_decision"),
                 decided_by=bindparam("by"),
-                until=rules.in_(bindparam("seconds", type_=rules.seconds)),
+                until=case((same, h.until), else_=until),
             )
         )
         self._refuse = (

@@ -91,6 +91,11 @@ class Inventory:
                     known[row.key] = Known(**{**row._mapping, "state": SandboxState(row.state)})
         return known
 
+    def is_empty(self) -> bool:
+        """Whether this store never had a sandbox."""
+        with self.database.look() as look:
+            return look.one(self._any) is None
+
     # Missing sandboxes
 
     def running(self, provider: str, scope: str, after: str, born: datetime) -> list[Running]:
@@ -139,6 +144,7 @@ class Inventory:
             .values(provider=bindparam("of_provider"), **found)
             .on_conflict_do_update(index_elements=["provider"], set_=found)
         )
+        self._any = select(b.key).limit(1)
         columns = [b.key, b.session_id, b.generation, b.provider, b.scope, b.state, b.external_id]
         self._explain = select(*columns).where(b.key.in_(bindparam("keys", expanding=True)))
 

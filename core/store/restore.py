@@ -10,10 +10,12 @@ from sqlalchemy import (
     ColumnElement,
     String,
     Table,
+    and_,
     bindparam,
     case,
     delete,
     null,
+    or_,
     select,
     update,
 )
@@ -21,12 +23,11 @@ from sqlalchemy import (
 from ..events import Event, EventKind
 from ..schema import holds, orphans, sandboxes, sessions
 from .database import Database
-from .guard import Decision, Guard, HoldReason
+from .guard import FOR_GOOD, Decision, Guard, HoldReason
 from .rules import ACTIVE, CREATING, GONE, Rules, b, s
 
 BATCH = 5000
 FENCE = 1_000_000  # further than any claim's token counts
-FOR_GOOD = 10 * 365 * 86400.0  # seconds
 
 
 class Restore:
@@ -74,11 +75,13 @@ class Restore:
         """Trust this database, keep what it does not know, and let everything else go on."""
         with self.database.move() as move:
             move.run(delete(orphans))
-            # What was approved was approved for the state of then.
-            move.run(delete(holds).where(holds.c.decision == Decision.APPROVED))
+            # What was approved was approved for the state of then, and what was asked was asked of
+            # it: if it is still true, the next sweep asks again. Not what an operator asked for.
+            h = holds.c
+            open_ = and_(h.until.is_(None), h.reason != HoldReason.OPERATOR)
+            move.run(delete(holds).where(or_(h.decision == Decision.APPROVED, open_)))
             self.guard.trust_in(move)
             self.guard.deny_in(move, HoldReason.MASS_ORPHANS, FOR_GOOD, actor)
-            self.guard.release_in(move, HoldReason.OPERATOR)
             move.record(Event(kind=EventKind.STORE_RESTORED, actor=actor))
 
     def _batches(self, page: Any, change: Any, progress: Callable[[int], None]) -> int:

@@ -139,7 +139,7 @@ class Postgresql:
 
     def __init__(self, stack: ExitStack) -> None:
         user = "nobody" if os.geteuid() == 0 else None
-        self.folder = services.directory(stack, owner=user)
+        self.folder = services.temporary_directory(stack, owner=user)
         wheel = services._wheel(services.POSTGRESQL_WHEEL)
         binaries = services._reachable(wheel, user, self.folder) / "bin"
         self._clock = self.folder / "clock"
@@ -215,7 +215,7 @@ class Valkey:
     """Keeps nothing on disk: a restart is a wipe."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.folder = services.directory(stack)
+        self.folder = services.temporary_directory(stack)
         (binary,) = services._wheel(services.VALKEY_WHEEL).glob("_binaries/*/valkey-server")
         self.port, self.password = services._free_port(), secrets.token_hex(8)
         config = self.folder / "valkey.conf"

@@ -76,7 +76,6 @@ NOT_MODELLED = {
     "Guard.check": "asks by hold, whose cause in the model may be any",
     "Guard.deny": "the mass is left alone: to the model's one session that is being held",
     "Guard.deny_in": "half of the word on a restore, inside of its transaction",
-    "Guard.release_in": "half of the word on a restore, inside of its transaction",
     "Guard.trust_in": "half of the word on a restore, inside of its transaction",
     "ProviderHealth.admit": "when a call is made, and not which",
     "ProviderHealth.answered": "likewise",
@@ -84,4 +83,5 @@ NOT_MODELLED = {
     "ProviderHealth.limited": "likewise",
     "Backstops.claim": "the provider's own TTL, on which no move of ours depends",
     "Backstops.granted": "likewise",
+    "Backstops.release": "likewise",
 }
