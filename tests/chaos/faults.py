@@ -33,7 +33,11 @@ Chances = Mapping[str, Mapping[str, float]]
 CALM: Chances = {}
 # Moods of the whole cloud, for some seconds.
 CALLS = ("create", "get", "destroy", "list", "page", "extend")
-LIMITING: Chances = {call: {Fault.LIMITED: 0.8} for call in CALLS}
+# What is refused while it looks or destroys slows the whole fleet down, which recovers in tens of
+# seconds: in this world, where a second stands for a minute, that is most of an hour.
+LIMITING: Chances = {
+    call: {Fault.LIMITED: 0.2 if call in {"get", "destroy"} else 0.8} for call in CALLS
+}
 FAILING: Chances = {call: {Fault.UNAVAILABLE: 0.9} for call in CALLS}
 
 STORM: Chances = {
