@@ -137,7 +137,7 @@ EXTRA: tuple[Mutant, ...] = (
         "an extension shortens after a step of the clock",
         "S1: the provider's own TTL outlives every turn",
         BACKSTOPS,
-        old="wanted = Latest(needed, later(rules.now, ttl))",
+        old="wanted = Latest(needed, later(rules.now, ttl + policy.create_deadline))",
         new="wanted = needed",
     ),
     mutant(
