@@ -173,12 +173,16 @@ def test_a_sqlite_database_url_does_not_name_a_postgresql() -> None:
 def test_a_named_redis_is_used_by_an_empty_number(redis_url: str) -> None:
     """What somebody keeps in the database that was named is not touched."""
     used = redis_url.rpartition("/")[2]
+    with closing(redis.Redis.from_url(redis_url)) as owner:
+        owner.set("somebodys", "own")
 
-    with services.redis_server({"BROKER_URL": redis_url}) as service:
-        with closing(redis.Redis.from_url(service.url)) as client:
-            empty = client.dbsize() == 0
-        assert empty
-        assert service.url.rpartition("/")[2] not in {"0", "" if used == "15" else used}
+        with services.redis_server({"BROKER_URL": redis_url}) as service:
+            with closing(redis.Redis.from_url(service.url)) as client:
+                empty = client.dbsize() == 0
+            assert empty
+            assert service.url.rpartition("/")[2] not in {"0", used}
+        assert owner.get("somebodys") == b"own"
+        owner.delete("somebodys")
 
 
 def test_a_named_redis_that_is_not_there_is_said() -> None:
