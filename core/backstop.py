@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from .errors import AuthFailed, words
+from .errors import AuthFailed, ProviderError, words
 from .events import Event, EventKind
 from .host import Host, in_forked_children
-from .model import Session
-from .providers.base import Capability, SandboxProvider, SandboxRef
+from .model import Sandbox, Session
+from .providers.base import Capability, ProviderState, SandboxProvider, SandboxRef
 from .store import Store
 from .store.backstops import Extension
 
@@ -47,7 +47,9 @@ class Backstop:
 
     def _forget(self) -> None:
         self._watched: dict[str, float] = {}  # until when, by the host's monotonic clock
-        self._blind: dict[str, float] = {}  # when each was extended without the store
+        # What the provider heard last of these is not what the row says: two asked at once, or
+        # one was extended while the store did not answer. And since when.
+        self._doubted: dict[str, float] = {}
         self._answered_at = self._host.monotonic()  # the store, at the last look
         self._lock = threading.Lock()
 
@@ -78,6 +80,33 @@ class Backstop:
             except Exception as error:  # noqa: BLE001 - it may be there for a while yet
                 self._tell(None, error)
 
+    def has_ended(self, session: Session) -> bool:
+        """
+        Whether the provider has ended its sandbox while all of us were away, and nobody had the
+        time to compare. Then its session ends as lost: who opens it is not given what is dead.
+        """
+        sandbox = session.sandbox
+        if sandbox.expires_at is None or sandbox.expires_at > session.seen_at:
+            return False
+        try:
+            if not self._is_gone(sandbox):
+                return False
+        except ProviderError as error:  # no answer is no "no"
+            self._tell(None, error)
+            return False
+        return self.store.inventory.lost(session.id, sandbox.key, actor=self._actor)
+
+    def _is_gone(self, sandbox: Sandbox) -> bool:
+        """By the provider's own word, and in the account that it was made in."""
+        provider = self.providers.get(sandbox.provider)
+        if provider is None:
+            return False
+        ref = SandboxRef(name=sandbox.name, external_id=sandbox.external_id)
+        deadline = self._host.monotonic() + self.policy.extend_claim
+        found = provider.get(ref, deadline=deadline)
+        here = provider.scope() == sandbox.scope
+        return here and (found is None or found.state is ProviderState.GONE)
+
     def stop(self) -> None:
         self._loop.stop()
 
@@ -97,7 +126,7 @@ class Backstop:
             self._extend_blindly()
         else:
             self._answered_at = now
-            self._blind = {}
+            self._doubted = {}
             watched = {name: until for name, until in watched.items() if until > now}
         with self._lock:
             for name, until in watched.items():
@@ -105,8 +134,8 @@ class Backstop:
         return self.policy.extend_interval
 
     def _make_good(self) -> None:
-        """What was extended blindly may have been promised longer meanwhile: the store knows."""
-        for session_id in sorted(self._blind):
+        """The row knows the longest of all promises: ask the provider for that."""
+        for session_id in sorted(self._doubted):
             for extension in self.store.backstops.claim([session_id], anyway=True):
                 self._extend_or_tell(extension)
 
@@ -153,7 +182,7 @@ class Backstop:
         Two asked at once. The longer of two promises must be what the provider heard last: by
         now the row knows both.
         """
-        self._blind.setdefault(session_id, self._host.monotonic())  # or the next look does it
+        self._doubted.setdefault(session_id, self._host.monotonic())  # or the next look does it
         if again:
             for extension in self.store.backstops.claim([session_id], anyway=True):
                 self._extend(extension, again=False)
@@ -174,9 +203,9 @@ class Backstop:
             if provider is None or not self.is_set(provider):
                 continue
             # One failed statement is no outage: others may have extended it for longer.
-            if now - self._blind.get(session.id, self._answered_at) < ttl / 8:
+            if now - self._doubted.get(session.id, self._answered_at) < ttl / 8:
                 continue
-            self._blind[session.id] = now
+            self._doubted[session.id] = now
             ref = SandboxRef(name=session.sandbox.name, external_id=session.sandbox.external_id)
             try:
                 deadline = self._host.monotonic() + self.policy.extend_claim

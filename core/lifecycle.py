@@ -121,6 +121,8 @@ class Keeper:
     def _open(self, wanted: Wanted) -> Session:
         asked = self._host.monotonic()
         session, intent = self.store.openings.open(wanted, actor=self.holder)
+        if intent is None and self._backstop.has_ended(session):
+            session, intent = self.store.openings.open(wanted, actor=self.holder)
         self._work_on(session.id)
         if intent is None:
             self._backstop.begun(session)

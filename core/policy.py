@@ -70,6 +70,11 @@ class Policy:
         )
 
     @property
+    def attempt_budget(self) -> float:
+        """Seconds that the calls of one teardown may take: the rest of its claim is for the row."""
+        return 0.8 * self.claim_ttl
+
+    @property
     def reconcile_budget(self) -> float:
         """Seconds that one comparison with a provider may take, its calls included."""
         return 0.8 * max(60.0, self.reconcile_interval)

@@ -12,6 +12,7 @@ from .providers.base import SandboxProvider
 from .store import Store
 from .store.guard import Decision, HoldReason
 from .teardown import CALLS_AT_ONCE, Teardown, TeardownOutcome, Undertaker
+from .timekeeper import Timekeeper, Watched
 
 __all__ = ["Doorbell", "Reaper", "SweepReport", "Teardown", "TeardownOutcome"]
 
@@ -41,7 +42,8 @@ class SweepReport:
 class Reaper:
     """
     Safe to run many at once, twice, or late. `providers` by the name that is on the rows. All
-    reapers of one process share its `undertaker`, which counts the calls that are under way.
+    reapers of one process share its `undertaker`, which counts the calls that are under way, and
+    its `timekeeper`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Reaper:
         host: Host | None = None,
         at_once: int = CALLS_AT_ONCE,
         undertaker: Undertaker | None = None,
+        timekeeper: Timekeeper | None = None,
     ) -> None:
         self.store = store
         self.policy = store.policy
@@ -62,6 +65,7 @@ class Reaper:
         self._undertaker = undertaker or Undertaker(
             store, providers, host=self.host, at_once=at_once
         )
+        self._timekeeper = timekeeper or timekeeper_of(store)
 
     # The sweep
 
@@ -73,9 +77,10 @@ class Reaper:
         """
         guard = self.store.guard
         guard.check(actor=ACTOR)
+        watched = self._timekeeper.watch(self.store.sweeps.now)
         ending = self._may_end()
         report = SweepReport(clamped=self._until_short(self.store.clamps.clamp))
-        report += self._sweep_sessions(ending=ending)
+        report += self._sweep_sessions(watched, ending=ending)
         if ending:
             report += self._expire_creates()
         report += self._fan_out()
@@ -92,19 +97,19 @@ class Reaper:
             self.store.guard.hold(HoldReason.MASS_END, mass, actor=ACTOR)
         return decision is Decision.APPROVED
 
-    def _sweep_sessions(self, *, ending: bool) -> SweepReport:
+    def _sweep_sessions(self, watched: Watched, *, ending: bool) -> SweepReport:
         total = SweepReport()
         while True:
             try:
                 looked, rearmed, noticed, ended = self.store.sweeps.sessions(
-                    self.policy.batch, ending=ending
+                    self.policy.batch, watched, ending=ending
                 )
             except RowLocked:
-                return total + self._one_by_one(ending=ending)
+                return total + self._one_by_one(watched, ending=ending)
             except (StoreUnavailable, SchemaOutdated):
                 raise
             except StoreError:
-                return total + self._one_by_one(ending=ending)
+                return total + self._one_by_one(watched, ending=ending)
             total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
             if looked < self.policy.batch:
                 return total
@@ -115,13 +120,13 @@ class Reaper:
         except RowLocked:  # the next sweep tries again; what is left of this one goes on
             return SweepReport(poisoned=1)
 
-    def _one_by_one(self, *, ending: bool) -> SweepReport:
+    def _one_by_one(self, watched: Watched, *, ending: bool) -> SweepReport:
         """Some row makes its batch fail: move the others without it, and show it."""
         total = SweepReport()
         for session_id in self.store.sweeps.due_sessions(self.policy.batch):
             try:
                 _, rearmed, noticed, ended = self.store.sweeps.sessions(
-                    1, only=session_id, ending=ending
+                    1, watched, only=session_id, ending=ending
                 )
                 total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
             except RowLocked:  # it stays due; whoever holds it will let go
@@ -203,3 +208,11 @@ class Reaper:
         can be claimed, whatever a message says. `early` does not wait for a pause to end.
         """
         return self._undertaker.teardown(session_id, generation, worker=worker, early=early)
+
+
+def timekeeper_of(store: Store) -> Timekeeper:
+    """
+    For all sweeps of this process. HEARTBEAT is at most half of CONFIRM_INTERVAL: what is no jump
+    leaves time for one.
+    """
+    return Timekeeper(store.monotonic, store.policy.confirm_interval / 4)

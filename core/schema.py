@@ -84,6 +84,7 @@ sessions = Table(
     Column("last_activity_at", UTCDateTime, nullable=False),
     Column("due_at", UTCDateTime, nullable=False),  # when the sweep looks next
     Column("extended_until", UTCDateTime),
+    Column("extended_at", UTCDateTime),  # by which clock that date was promised
     Column("noticed_at", UTCDateTime),
     Column("noticed_activity_at", UTCDateTime),  # the witness: what last_activity_at was then
     Column("ended_at", UTCDateTime),

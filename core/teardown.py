@@ -69,7 +69,7 @@ class Undertaker:
         """See Reaper.teardown."""
         # Counted from before the claim, so that the provider is never called on a claim that
         # may have run out.
-        deadline = self.host.monotonic() + 0.8 * self.policy.claim_ttl
+        deadline = self.host.monotonic() + self.policy.attempt_budget
         claim = self.store.teardowns.claim(session_id, generation, worker, early=early)
         if claim is None:
             return Teardown(outcome=TeardownOutcome.REFUSED)

@@ -21,7 +21,7 @@ from .lifecycle import Keeper
 from .policy import Policy
 from .providers.base import SandboxProvider
 from .providers.registry import load_provider
-from .reaper import Doorbell, Reaper
+from .reaper import Doorbell, Reaper, timekeeper_of
 from .reconcile import Reconciler
 from .settings import Settings
 from .store import Store
@@ -216,6 +216,7 @@ class System:
             self.engine.dispose()
             raise
         self._undertaker = Undertaker(self.store, self.providers, host=Host())
+        self._timekeeper = timekeeper_of(self.store)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> System:
@@ -243,7 +244,13 @@ class System:
 
     def reaper(self, doorbell: Doorbell) -> Reaper:
         """What tasks call. `doorbell` publishes teardowns, and raises when it cannot."""
-        return Reaper(self.store, self.providers, doorbell=doorbell, undertaker=self._undertaker)
+        return Reaper(
+            self.store,
+            self.providers,
+            doorbell=doorbell,
+            undertaker=self._undertaker,
+            timekeeper=self._timekeeper,
+        )
 
     def close(self) -> None:
         self.engine.dispose()

@@ -32,6 +32,7 @@ from core.providers.base import Capability
 from core.reconcile import Reconciler
 from core.schema import sandboxes
 from core.store import Store
+from core.store.guard import HoldReason
 from tests.factories import policy
 from tests.fakes import Box, FakeCloud, FrozenClock, LoopByHand
 
@@ -54,12 +55,6 @@ def heard() -> list[Event]:
 def store(engine: Engine, clock: FrozenClock, heard: list[Event]) -> Store:
     """A store that is listened to."""
     return Store(engine, policy=LIMITS, clock=clock, sinks=(heard.append,))
-
-
-@pytest.fixture
-def world(clock: FrozenClock) -> FrozenClock:
-    """Time as it passes; `clock` is what the database takes it for. They may differ."""
-    return FrozenClock(clock.now)
 
 
 @pytest.fixture
@@ -546,6 +541,67 @@ def test_a_clock_that_steps_forward_shortens_nobodys_life(
 
     assert left(provider, world) >= 0.75 * TTL
     turn.end()
+
+
+def test_a_grant_of_a_clock_that_was_ahead_is_not_believed_when_it_is_put_right(
+    *,
+    process: Process,
+    keeper: Keeper,
+    provider: FakeCloud,
+    world: FrozenClock,
+    clock: FrozenClock,
+    later: Pass,
+) -> None:
+    """
+    S1, F27: extended while the database's clock was ahead, its row says that the sandbox lives
+    until long after the provider ends it.
+    """
+    keeper.open("conv", max_turn=WEEK)
+    least: list[float] = []
+
+    with keeper.turn("conv"):
+        clock.advance(10 * TTL)
+        run(process, later, QUARTER + 1, lambda: None)
+        clock.advance(-10 * TTL)
+        run(process, later, 2 * TTL, lambda: least.append(left(provider, world)))
+
+    assert min(least) > TTL / 2
+
+
+def test_a_sandbox_that_ended_while_all_were_away_is_not_handed_out(
+    keeper: Keeper, provider: FakeCloud, later: Pass
+) -> None:
+    """Everybody was down for longer than its TTL, and opens before any reconcile has looked."""
+    dead = keeper.open("conv").sandbox
+    later(ASKED + 1)
+
+    session = keeper.open("conv")
+
+    assert (session.generation, session.reset_reason, session.fresh) == (2, "lost", True)
+    assert box(provider).external_id == session.sandbox.external_id
+    assert session.sandbox.external_id != dead.external_id
+
+
+@pytest.mark.parametrize(
+    "answer", ["is there", "fails", "of another account", "all is held"], ids=lambda text: text
+)
+def test_a_sandbox_is_not_lost_because_its_date_has_passed(
+    *, keeper: Keeper, provider: FakeCloud, clock: FrozenClock, answer: str
+) -> None:
+    """Dates are the database's, whose clock may be wrong; only the provider's own no counts."""
+    opened = keeper.open("conv").sandbox
+    clock.advance(ASKED + 1)  # the database's alone
+    if answer == "fails":
+        provider.fail("get", Unavailable("503"))
+    if answer == "of another account":
+        provider.account = "another"
+    if answer == "all is held":
+        provider.vanish(opened.name)
+        keeper.store.guard.hold(HoldReason.OPERATOR, {}, actor="somebody")
+
+    session = keeper.open("conv")
+
+    assert (session.generation, session.sandbox.external_id) == (1, opened.external_id)
 
 
 # A promise to a caller

@@ -231,7 +231,8 @@ def test_while_something_is_held_nothing_is_destroyed(
     assert store.sweeps.to_publish(10, failing=True) == (0, [])
     assert store.teardowns.claim("closing", 1, "w", early=True) is None
     assert not store.orphans.claim(orphan)
-    assert not store.inventory.lost(missing(store, keeper, "running"))
+    absent = missing(store, keeper, "running")
+    assert not store.inventory.lost(absent.session_id, absent.key)
     assert reaper.teardown("closing", 1, worker="w").outcome is TeardownOutcome.REFUSED
     assert provider.count("destroy") == 1  # the one before
     store.guard.approve(HoldReason.OPERATOR, HOUR, actor="op")

@@ -666,6 +666,34 @@ def test_an_extension_ends_with_its_generation(keeper: Keeper) -> None:
     assert keeper.open("conv").extended_until is None
 
 
+def test_an_extension_lasts_as_long_as_it_was_asked_for_whatever_the_clock_does(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock
+) -> None:
+    """L1, F27: asked for while the clock was two hours ahead, and over ten minutes later."""
+    keeper.open("conv", idle_ttl=60)
+    clock.advance(7200)
+    keeper.store.sessions.extend("conv", 600, actor="somebody")  # not the provider, whose clock is
+    clock.advance(-7200)
+
+    lived = survives(reaper, keeper, clock, 600)
+
+    assert lived
+    assert not survives(reaper, keeper, clock, 300)
+
+
+def test_activity_while_the_clock_was_ahead_takes_no_extension_back(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock
+) -> None:
+    """S1: what was promised before the clock went wrong is not touched when it is put right."""
+    keeper.open("conv", idle_ttl=60)
+    keeper.extend("conv", 3600)
+    clock.advance(1800)
+    keeper.touch("conv")
+    clock.advance(-1800)
+
+    assert survives(reaper, keeper, clock, 3600)
+
+
 def test_an_extension_is_refused_by_type(keeper: Keeper, clock: FrozenClock) -> None:
     """S1: what is over is never acknowledged."""
     keeper.open("ended")

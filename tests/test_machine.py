@@ -83,6 +83,7 @@ class Kept:
     age_ends: datetime | None
     active_at: datetime
     extended_until: datetime | None = None
+    extended_at: datetime | None = None
     ended: bool = False
     vanished: bool = False
 
@@ -163,11 +164,9 @@ class Machine(RuleBasedStateMachine):
         batch = self.store.sweeps.sessions
         calls = itertools.count(1)
 
-        def bounded(
-            limit: int, *, only: str | None = None, ending: bool = True
-        ) -> tuple[int, int, int, int]:
+        def bounded(*arguments: Any, **options: Any) -> tuple[int, int, int, int]:
             assert next(calls) < 2000, "the sweep goes round in circles"
-            return batch(limit, only=only, ending=ending)
+            return batch(*arguments, **options)
 
         self.store.sweeps.sessions = bounded  # type: ignore[method-assign]
 
@@ -314,7 +313,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert session.extended_until is not None
         if kept is not None and kept.name == session.sandbox.name:
-            kept.extended_until = session.extended_until
+            kept.extended_until, kept.extended_at = session.extended_until, self.clock.now
             wanted = self.clock.now + timedelta(seconds=by)
             assert session.extended_until >= min(wanted, kept.age_ends or wanted)
 
@@ -441,8 +440,11 @@ class Machine(RuleBasedStateMachine):
         self.stepped_back += seconds
         for kept in self.kept.values():
             kept.active_at = min(kept.active_at, self.clock.now)
-            if kept.extended_until is not None:  # so many seconds were granted, not a date
-                kept.extended_until -= timedelta(seconds=seconds)
+            if kept.extended_until is not None and kept.extended_at is not None:
+                # So many seconds were promised, and not a date.
+                ahead = max(timedelta(0), kept.extended_at - self.clock.now)
+                kept.extended_until -= ahead
+                kept.extended_at -= ahead
         for grabbed in self.claims:
             grabbed.until = self.clock.now  # dates that are too far away may be brought back
 

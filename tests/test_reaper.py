@@ -21,6 +21,7 @@ from core.policy import Policy
 from core.reaper import Reaper, SweepReport, TeardownOutcome
 from core.schema import sandboxes, sessions
 from core.store import Store
+from core.timekeeper import Timekeeper
 from core.wiring import prepare
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock, Idle
@@ -420,6 +421,88 @@ def test_the_clamp_ends_no_live_turn(keeper: Keeper, reaper: Reaper, clock: Froz
         keeper._beater.once()
 
     assert is_active(keeper)
+
+
+@pytest.fixture
+def watchful(store: Store, provider: FakeCloud, world: FrozenClock) -> Reaper:
+    """A reaper of a process that has swept before."""
+    timekeeper = Timekeeper(world.monotonic, CONFIRM / 4)
+    reaper = Reaper(
+        store, {provider.name: provider}, doorbell=lambda _: None, timekeeper=timekeeper
+    )
+    reaper.sweep()
+    return reaper
+
+
+@pytest.mark.parametrize("jump", [CONFIRM, 7200.0])
+def test_a_clock_that_jumps_ahead_after_a_notice_leaves_time_for_a_heartbeat(
+    keeper: Keeper, watchful: Reaper, clock: FrozenClock, world: FrozenClock, jump: float
+) -> None:
+    """
+    S1, F27: nobody could write for longer than the idle TTL, and the standby that took over has
+    another clock. The turn is noticed, and its heartbeat still has to come.
+    """
+    keeper.open("conv")
+    turn = keeper.turn("conv").begin()
+    clock.advance(IDLE_TTL)
+    world.advance(IDLE_TTL)
+    noticed = watchful.sweep().noticed
+
+    clock.advance(jump)
+    world.advance(1)
+    after = watchful.sweep()
+
+    assert (noticed, after.ended, after.noticed) == (1, 0, 1)
+    assert keeper.store.turns.beat([turn.id]) == {}
+    clock.advance(CONFIRM)
+    world.advance(CONFIRM)
+    assert watchful.sweep().ended == 0
+
+
+def test_a_clock_that_jumps_ahead_delays_an_end_by_one_confirmation(
+    keeper: Keeper, watchful: Reaper, clock: FrozenClock, world: FrozenClock
+) -> None:
+    """L1: who is silent is ended all the same."""
+    keeper.open("conv")
+    clock.advance(IDLE_TTL)
+    world.advance(IDLE_TTL)
+    watchful.sweep()
+    clock.advance(7200)
+    watchful.sweep()
+
+    clock.advance(CONFIRM)
+    world.advance(CONFIRM)
+
+    assert watchful.sweep().ended == 1
+
+
+def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
+    *,
+    keeper: Keeper,
+    watchful: Reaper,
+    clock: FrozenClock,
+    world: FrozenClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S1, F27: after its look at the time, and before its first batch."""
+    keeper.open("conv")
+    clock.advance(IDLE_TTL)
+    world.advance(IDLE_TTL)
+    watchful.sweep()
+    mass_end = watchful.store.sweeps.mass_end
+
+    def jumps() -> dict[str, int] | None:
+        clock.advance(7200)
+        return mass_end()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watchful.store.sweeps, "mass_end", jumps)
+        during = watchful.sweep().ended
+    clock.advance(CONFIRM)
+    world.advance(CONFIRM)
+    next_one = watchful.sweep()
+
+    assert (during, next_one.ended, next_one.noticed) == (0, 0, 1)
 
 
 def test_a_notice_from_the_future_does_not_hold_up_the_end(

@@ -48,7 +48,7 @@ def _lose(visit: Visit, absent: Sequence[Running]) -> int:
         if not visit.may(HoldReason.MASS_MISSING, detail):
             return asked
     if not visit.dry_run:
-        visit.count(lost=sum(visit.inventory.lost(row) for row in confirmed))
+        visit.count(lost=sum(visit.inventory.lost(row.session_id, row.key) for row in confirmed))
     return asked
 
 

@@ -139,7 +139,7 @@ def _kill_one(visit: Visit, orphan: Orphan) -> bool:
 def _destroy(visit: Visit, orphan: Orphan) -> bool:
     """Make it gone and confirm it; False when it was not there any more."""
     ref = SandboxRef(name=orphan.name, external_id=orphan.external_id)
-    deadline = min(visit.deadline, visit.host.monotonic() + 0.8 * visit.policy.claim_ttl)
+    deadline = min(visit.deadline, visit.host.monotonic() + visit.policy.attempt_budget)
     found = visit.provider.get(ref, deadline=deadline)
     visit.check_scope()
     if found is None or found.state is ProviderState.GONE:

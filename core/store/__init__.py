@@ -53,7 +53,10 @@ class Store:
     ) -> None:
         self.policy = policy or Policy()
         self.database = Database(engine, clock=clock, sinks=sinks)
-        host = host or Host()
+        if host is None:
+            # A clock that was handed in is the only one there is.
+            host = Host() if clock is None else Host(monotonic=lambda: clock().timestamp())
+        self.monotonic = host.monotonic
         self.installation = _installation(self.database, installation, host)
         rules = Rules(self.database.now, self.policy)
         self.guard = Guard(self.database, rules, witness or InMemory())

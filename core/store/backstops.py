@@ -13,7 +13,7 @@ from ..providers.base import SandboxRef
 from ..schema import sandboxes, sessions
 from .database import Database
 from .rules import ACTIVE, OF_SESSION, RUNNING, Rules, b, s
-from .sql import Earliest, Latest, later
+from .sql import Earliest, Latest, Seconds, later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,49 +37,9 @@ class Backstops:
     def __init__(self, database: Database, rules: Rules, installation: str) -> None:
         self.database = database
         self.installation = installation
-        policy = rules.policy
-        confirm = policy.confirm_interval
-        idle = case((s.idle_ttl > confirm, s.idle_ttl), else_=confirm)
-        ttl = (policy.backstop or 0.0) * (idle + confirm)  # Policy.backstop_ttl, for each row
-        active_at = Latest(s.last_activity_at, func.coalesce(s.extended_until, s.last_activity_at))
-        needed = later(active_at, ttl)
-        now_or_never = or_(b.extend_at <= rules.now, bindparam("at_once", type_=true().type))
-        anyway = bindparam("anyway", type_=true().type)
-        due = and_(RUNNING, or_(and_(b.expires_at < needed, now_or_never), anyway))
-        of = s.id.in_(bindparam("ids", expanding=True))
-        chosen = select(b.key).join_from(sessions, sandboxes, OF_SESSION).where(of, ACTIVE, due)
-        self._claim = (
-            update(sandboxes)
-            .where(b.key.in_(chosen), RUNNING, or_(now_or_never, anyway))
-            .values(extend_at=rules.in_(policy.extend_claim))
-            .returning(b.key)
-        )
-        # Never less than a create asks for, from now on: where the database's clock stepped
-        # forward, what it knows of the last activity and of the first grant is old, and an
-        # extension would shorten the life of a live sandbox.
-        wanted = Latest(needed, later(rules.now, ttl + policy.create_deadline))
-        self._wanted = (
-            select(sandboxes, wanted.label("needed"), rules.now.label("at"))
-            .join_from(sessions, sandboxes, OF_SESSION)
-            .where(b.key.in_(bindparam("keys", expanding=True)))
-        )
-        seconds = bindparam("seconds", type_=rules.seconds)
-        granted = bindparam("granted", type_=b.expires_at.type)
-        this = and_(
-            b.key == bindparam("of_key"),
-            b.extend_at == bindparam("claimed_until", type_=b.extend_at.type),
-        )
-        self._release = update(sandboxes).where(this, RUNNING).values(extend_at=rules.now)
-        self._granted = (
-            update(sandboxes)
-            .where(this, RUNNING)
-            .values(
-                # A provider's clock may be ahead of the database's: never more than was asked.
-                expires_at=Earliest(func.coalesce(granted, rules.in_(seconds)), rules.in_(seconds)),
-                extend_at=rules.in_(bindparam("pause", type_=rules.seconds)),
-            )
-        )
-        self._create_deadline = policy.create_deadline
+        self._create_deadline = rules.policy.create_deadline
+        self._prepare_claim(rules)
+        self._prepare_answer(rules)
 
     def claim(
         self, session_ids: Sequence[str], *, at_once: bool = False, anyway: bool = False
@@ -134,3 +94,59 @@ class Backstops:
             if not move.run(self._granted, of):
                 return None
         return seconds >= 0.75 * extension.ttl
+
+    # Statements, built once
+
+    def _prepare_claim(self, rules: Rules) -> None:
+        policy = rules.policy
+        confirm = policy.confirm_interval
+        idle = case((s.idle_ttl > confirm, s.idle_ttl), else_=confirm)
+        ttl = (policy.backstop or 0.0) * (idle + confirm)  # Policy.backstop_ttl, for each row
+        active_at = Latest(
+            rules.active_at_most, func.coalesce(rules.extended_until, rules.active_at_most)
+        )
+        needed = later(active_at, ttl)
+        now_or_never = or_(b.extend_at <= rules.now, bindparam("at_once", type_=true().type))
+        anyway = bindparam("anyway", type_=true().type)
+        # A look that is further away than half of what it would ask for, where a quarter is usual:
+        # the clock stepped back since, and the provider granted until sooner than the row says.
+        usual = later(rules.now, Seconds(rules.now, Latest(needed, rules.in_(ttl))) / 2)
+        stepped_back = b.extend_at > usual
+        due = and_(RUNNING, or_(and_(b.expires_at < needed, now_or_never), stepped_back, anyway))
+        claimed = rules.in_(policy.extend_claim)
+        of = s.id.in_(bindparam("ids", expanding=True))
+        chosen = select(b.key).join_from(sessions, sandboxes, OF_SESSION).where(of, ACTIVE, due)
+        self._claim = (
+            update(sandboxes)
+            # Looked at again where one waited for another: who was first has it for that long.
+            .where(b.key.in_(chosen), RUNNING, or_(now_or_never, b.extend_at > claimed, anyway))
+            .values(extend_at=claimed)
+            .returning(b.key)
+        )
+        # Never less than a create asks for, from now on: where the database's clock stepped
+        # forward, what it knows of the last activity and of the first grant is old, and an
+        # extension would shorten the life of a live sandbox.
+        wanted = Latest(needed, later(rules.now, ttl + policy.create_deadline))
+        self._wanted = (
+            select(sandboxes, wanted.label("needed"), rules.now.label("at"))
+            .join_from(sessions, sandboxes, OF_SESSION)
+            .where(b.key.in_(bindparam("keys", expanding=True)))
+        )
+
+    def _prepare_answer(self, rules: Rules) -> None:
+        seconds = bindparam("seconds", type_=rules.seconds)
+        granted = bindparam("granted", type_=b.expires_at.type)
+        this = and_(
+            b.key == bindparam("of_key"),
+            b.extend_at == bindparam("claimed_until", type_=b.extend_at.type),
+        )
+        self._release = update(sandboxes).where(this, RUNNING).values(extend_at=rules.now)
+        self._granted = (
+            update(sandboxes)
+            .where(this, RUNNING)
+            .values(
+                # A provider's clock may be ahead of the database's: never more than was asked.
+                expires_at=Earliest(func.coalesce(granted, rules.in_(seconds)), rules.in_(seconds)),
+                extend_at=rules.in_(bindparam("pause", type_=rules.seconds)),
+            )
+        )

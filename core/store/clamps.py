@@ -49,6 +49,7 @@ class Clamps:
                 due_at=rules.now,
                 last_activity_at=Earliest(s.last_activity_at, rules.now),
                 extended_until=rules.extended_until,
+                extended_at=rules.extended_at,
             )
             .returning(s.id)
         )

@@ -112,16 +112,16 @@ class Inventory:
                 for row in look.all(self._running, of)
             ]
 
-    def lost(self, missing: Running) -> bool:
+    def lost(self, session_id: str, key: str, *, actor: str = ACTOR) -> bool:
         """
         End the session of a sandbox that its provider confirmed to be gone, so that its next turn
         is told that the workspace was reset. False when it moved on meanwhile, or all is held.
         """
-        of = {"session_id": missing.session_id, "of_key": missing.key}
+        of = {"session_id": session_id, "of_key": key}
         with self.database.move() as move:
             move.run(self._hold, of)
             ended = move.all(self._lose, of)
-            self._endings.close(move, ended, ACTOR)
+            self._endings.close(move, ended, actor)
         return bool(ended)
 
     # Statements, built once

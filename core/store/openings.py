@@ -20,7 +20,14 @@ from .sql import Earliest
 
 LIMITS = ("idle_ttl", "max_age", "max_turn")
 # Of the generation that ended.
-FORGOTTEN = ("ended_at", "end_reason", "extended_until", "noticed_at", "noticed_activity_at")
+FORGOTTEN = (
+    "ended_at",
+    "end_reason",
+    "extended_until",
+    "extended_at",
+    "noticed_at",
+    "noticed_activity_at",
+)
 # What is recorded of a sandbox that its provider does not end by itself.
 NO_TTL: dict[str, object] = dict.fromkeys(("granted", "lives", "at_most", "pause"))
 

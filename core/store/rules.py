@@ -56,16 +56,18 @@ class Rules:
         # Further ahead only a clock that stepped back explains. Nearer, it may be a touch that was
         # acknowledged since the transaction that looks at it began.
         self.active_at_most = Earliest(s.last_activity_at, self.in_(policy.confirm_interval))
-        # It steps back with the clock, and never by more than the clock did: what it is measured by
-        # is not later than the step.
-        stepped_back = s.last_activity_at > self.in_(policy.confirm_interval)
+        # So many seconds were promised, and the date says when they are over by the clock of then:
+        # where that stepped back since, they count from now.
+        promised_at = func.coalesce(s.extended_at, s.last_activity_at)
+        stepped_back = promised_at > self.in_(policy.confirm_interval)
         self.extended_until = case(
-            (stepped_back, later(s.extended_until, Seconds(s.last_activity_at, now))),
+            (stepped_back, later(s.extended_until, Seconds(promised_at, now))),
             else_=s.extended_until,
         )
+        self.extended_at = case((stepped_back, now), else_=s.extended_at)
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
         idle_at = later(s.last_activity_at, s.idle_ttl)
-        kept_until = Latest(idle_at, func.coalesce(s.extended_until, idle_at))
+        kept_until = Latest(idle_at, func.coalesce(self.extended_until, idle_at))
         self.ends_at = Earliest(kept_until, func.coalesce(self.age_ends, kept_until))
         self.too_old = and_(s.max_age.is_not(None), self.age_ends <= now)
         self.usable = and_(ACTIVE, or_(s.max_age.is_(None), self.age_ends > now))

@@ -135,8 +135,7 @@ class Sessions:
             .where(self._this, rules.usable)
             .values(
                 extended_until=Earliest(wished, func.coalesce(rules.age_ends, wished)),
-                # What is promised from now on is by this clock: nobody may shift it once more.
-                last_activity_at=rules.active_at_most,
+                extended_at=rules.now,
                 noticed_at=null(),
                 noticed_activity_at=null(),
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -22,6 +24,7 @@ from ..errors import StoreError
 from ..events import Event, EventKind
 from ..model import EndReason, SessionStatus
 from ..schema import installation, sandboxes, sessions
+from ..timekeeper import UNWATCHED, Watched
 from .database import Database
 from .endings import Endings
 from .health import blocked
@@ -51,6 +54,7 @@ class Sweeps:
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
         self._endings = Endings(rules)
+        self._now = select(rules.now.label("now"))
         self._prepare_pulse(rules)
         self._prepare_breaker(rules)
         self._prepare_sessions(rules)
@@ -89,8 +93,20 @@ class Sweeps:
         with self.database.look() as look:
             return [row.id for row in look.all(self._due_sessions, {"limit": limit})]
 
+    def now(self) -> datetime:
+        """The time, by the database's clock."""
+        with self.database.look() as look:
+            (row,) = look.all(self._now)
+        now: datetime = row.now
+        return now
+
     def sessions(
-        self, limit: int, *, only: str | None = None, ending: bool = True
+        self,
+        limit: int,
+        watched: Watched = UNWATCHED,
+        *,
+        only: str | None = None,
+        ending: bool = True,
     ) -> tuple[int, int, int, int]:
         """
         One batch of due sessions: (looked at, re-armed, noticed, ended). `only` one session, to
@@ -100,11 +116,13 @@ class Sweeps:
             rows = move.all(self._lock_due, {"limit": limit, "only": only})
             if not rows:
                 return 0, 0, 0, 0
-            ids = {"ids": [row.id for row in rows]}
+            ids: dict[str, Any] = {"ids": [row.id for row in rows]}
+            # In the transaction, which may have waited to begin: that was no jump of the clock.
+            believed = {**ids, "since": watched.since, "latest": watched.latest()}
             # End before notice, notice before re-arm: no row can take two steps in one sweep.
-            ended = move.all(self._end, ids) if ending else []
+            ended = move.all(self._end, believed) if ending else []
             self._endings.close(move, ended, ACTOR)
-            noticed = move.all(self._notice, ids)
+            noticed = move.all(self._notice, {**ids, "since": watched.since})
             move.record(*(_noticed(row.id, row.generation) for row in noticed))
             rearmed = move.run(self._rearm, ids)
             waiting = move.run(self._wait, ids)
@@ -195,9 +213,12 @@ class Sweeps:
     def _prepare_endings(
         self, rules: Rules, idle: ColumnElement[bool], witnessed: ColumnElement[bool]
     ) -> None:
+        since = bindparam("since", type_=s.noticed_at.type)
+        no_jump = rules.now <= bindparam("latest", type_=s.noticed_at.type)
+        confirmed = and_(s.noticed_at >= since, no_jump, rules.noticed_long_enough)
         self._end = (
             update(sessions)
-            .where(idle, witnessed, rules.noticed_long_enough, UNHELD)
+            .where(idle, witnessed, confirmed, UNHELD)
             .values(status=SessionStatus.ENDED.value, ended_at=rules.now, end_reason=rules.why_over)
             .returning(s.id, s.generation, s.end_reason)
         )
@@ -205,8 +226,13 @@ class Sweeps:
             update(sessions)
             .where(
                 idle,
-                # A notice from the future was written by a clock that stepped back since.
-                or_(s.noticed_activity_at.is_(None), ~witnessed, s.noticed_at > rules.now),
+                or_(
+                    s.noticed_activity_at.is_(None),
+                    ~witnessed,
+                    # Written by a clock that has stepped back since, or jumped ahead.
+                    s.noticed_at > rules.now,
+                    s.noticed_at < since,
+                ),
             )
             .values(
                 noticed_at=rules.now,
@@ -226,6 +252,8 @@ class Sweeps:
             .values(
                 due_at=rules.next_look,
                 last_activity_at=rules.active_at_most,
+                extended_until=rules.extended_until,
+                extended_at=rules.extended_at,
                 noticed_at=null(),
                 noticed_activity_at=null(),
             )

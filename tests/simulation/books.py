@@ -58,6 +58,7 @@ class Promised:
     generation: int
     active_at: datetime
     extended_until: datetime | None = None
+    extended_at: datetime | None = None
 
 
 class Books:
@@ -81,11 +82,14 @@ class Books:
         if known.generation == generation:
             known.active_at = max(known.active_at, at)
 
-    def extended(self, session_id: str, generation: int, until: datetime | None) -> None:
+    def extended(
+        self, session_id: str, generation: int, until: datetime | None, now: datetime
+    ) -> None:
         """So long it was promised to be kept."""
         known = self.promised.get(session_id)
         if known is not None and known.generation == generation and until is not None:
             known.extended_until = max(until, known.extended_until or until)
+            known.extended_at = now
 
     def clock_stepped(self, seconds: float, now: datetime) -> None:
         """
@@ -94,5 +98,7 @@ class Books:
         """
         for known in self.promised.values():
             known.active_at = min(known.active_at, now)
-            if known.extended_until is not None and seconds < 0.0:
-                known.extended_until += timedelta(seconds=seconds)
+            if known.extended_until is not None and known.extended_at is not None:
+                ahead = max(timedelta(0), known.extended_at - now)
+                known.extended_until -= ahead
+                known.extended_at -= ahead

@@ -193,7 +193,8 @@ class Judge:
         until = session.extended_until
         if until is not None:  # it may have stepped back with the clock before the answer came
             until += timedelta(seconds=min(0.0, self.server.step - asked.step))
-        self.books.extended(session.id, session.generation, until)
+        now = self.server.clock()
+        self.books.extended(session.id, session.generation, until, now)
 
     def began(self, asked: Asked, turn: Turn, ceiling: float) -> Trust:
         """A turn has begun, and its holder goes to work."""
@@ -276,9 +277,11 @@ class Judge:
         for sandbox in self.rows.sandboxes.values():
             if sandbox.state != "gone" and sandbox.session_id not in promised:
                 self.broken("L1, L3", f"a sandbox is still {sandbox.state}: {sandbox}")
-        kept = {name_of(row.key) for row in self.rows.sandboxes.values() if row.state != "gone"}
+        by_name = {name_of(row.key): row for row in self.rows.sandboxes.values()}
+        spared = self.rows.keeps_what_it_cannot_know()
         for box in self._left():
-            if box.name not in kept:
+            row = by_name.get(box.name)
+            if (row is None and not spared) or (row is not None and row.state == "gone"):
                 self.broken("L1, L4", f"{box.name} is left alive")
         events, rows = (self.rows.real.execute(query).fetchall() for query in GONE_PAIRS)
         if events != rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from core.policy import Policy
@@ -238,7 +239,8 @@ class RowRules:
         judge = self.judge
         now = judge.scheduler.now
         since = max(self.noticed.get(new.id, 0.0), trust.since)
-        if any(since <= when for when in judge.server.stepped):
+        steps = [when for when in judge.server.stepped if since <= when]
+        if steps and not self._could_tell(steps):
             trust.excused = "the database's clock stepped between notice and end"
             return
         stopped = trust.process.stopped_between(since, now)
@@ -251,6 +253,15 @@ class RowRules:
             f"{new.id} was ended ({new.end_reason}) under turn {trust.turn.id} of "
             f"{trust.process.name}, noticed {now - since:.1f} s before, unable for {lame:.1f} s",
         )
+
+    def _could_tell(self, steps: Sequence[float]) -> bool:
+        """
+        Whether whoever ends now has watched the clock since before it jumped. Of two steps it may
+        have seen what is left of both.
+        """
+        actor = self.judge.scheduler.running
+        assert actor is not None, "an end is a transaction of somebody"
+        return len(steps) == 1 and actor.process.watches_since < steps[0]
 
 
 def sweeps(actor: Actor) -> bool:

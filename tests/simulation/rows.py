@@ -24,6 +24,7 @@ PROMISED = (
     " AND ended_at IS NULL AND hard_until > ?))"
 )
 OPEN_HOLDS = "SELECT count(*) FROM holds WHERE until IS NULL"
+KEPT_FOR_GOOD = "SELECT count(*) FROM holds WHERE reason = 'store' AND decision = 'denied'"
 GONE_EVENTS = (
     "SELECT count(*) FROM events WHERE kind = 'sandbox_gone' AND session_id = ? AND generation = ?"
 )
@@ -137,6 +138,10 @@ class Rows:
     def held(self) -> bool:
         """Whether a question to an operator is open."""
         return bool(self.real.execute(OPEN_HOLDS).fetchone()[0])
+
+    def keeps_what_it_cannot_know(self) -> bool:
+        """Whether an operator has said that rowless sandboxes are not to be torn down."""
+        return bool(self.real.execute(KEPT_FOR_GOOD).fetchone()[0])
 
     def gone_events(self, row: SandboxRow) -> int:
         """How often the ledger says that this generation is gone."""

@@ -6,6 +6,7 @@ scheduling point, so one seed decides every interleaving, and the same seed deci
 from __future__ import annotations
 
 import heapq
+import math
 import traceback
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Process:
     stops: list[tuple[float, float]] = field(default_factory=list)
     confirm_interval: float = 0.0  # by the policy that it was started with
     account: str = ""  # that it is logged in to
+    watches_since: float = math.inf  # the database's clock, when it sweeps
 
     def stopped_between(self, since: float, until: float) -> float:
         """For how many of these seconds it was stopped (SIGSTOP, a suspended machine)."""

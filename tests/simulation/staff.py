@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
 
 from core.host import Host
 from core.lifecycle import Keeper
 from core.policy import Policy
 from core.reaper import Reaper
 from core.reconcile import Reconciler
+from core.timekeeper import Timekeeper, Watched
 from core.watchdog import Watchdog
 from tests.simulation.background import Comparer, Operator, Sweeper, Worker
 from tests.simulation.bus import Bus
@@ -34,6 +37,22 @@ NAMES = (
 )
 CHILDREN = 2  # of each worker
 COMES_BACK = (1.0, 10.0, 40.0)
+
+
+class Observed(Timekeeper):
+    """Says since when its process can tell a jump of the database's clock from time."""
+
+    def __init__(
+        self, scheduler: Scheduler, process: Process, machine: Host, policy: Policy
+    ) -> None:
+        super().__init__(machine.monotonic, policy.confirm_interval / 4)
+        self._scheduler = scheduler
+        self._process = process
+
+    def watch(self, look: Callable[[], datetime]) -> Watched:
+        watched = super().watch(look)
+        self._process.watches_since = min(self._process.watches_since, self._scheduler.now)
+        return watched
 
 
 class Staff:
@@ -171,6 +190,7 @@ class Staff:
             {Provider.name: provider},
             doorbell=self.bus.ring,
             host=machine,
+            timekeeper=Observed(self.scheduler, process, machine, policy),
         )
 
     def _provider(self, process: Process, machine: Host) -> Provider:

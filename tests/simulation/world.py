@@ -81,9 +81,12 @@ class World:
         chaos.schedule(self.plan, self, CHAOS)
         self.scheduler.run(CHAOS)
         self._quiet()
-        # Messages for the two accounts reach any worker: it takes them more attempts.
-        twice = 2.0 if self.faults.count[Fault.WRONG_ACCOUNT] else 1.0
-        self.scheduler.run(CHAOS + twice * QUIET)
+        # Messages for the two accounts reach any worker: it takes them more attempts, and where
+        # nobody but a watchdog sweeps these are far apart.
+        patience = 1.0
+        if self.faults.count[Fault.WRONG_ACCOUNT]:
+            patience = 6.0 if self.faults.count[Fault.ABANDONED] else 2.0
+        self.scheduler.run(CHAOS + patience * QUIET)
         if self.kept_at > self.scheduler.now - GRACE:
             self.scheduler.run(self.scheduler.now + GRACE)
         for actor, trace in self.scheduler.failures:
