@@ -247,6 +247,20 @@ def test_a_holder_that_woke_up_and_beats_again_is_alive() -> None:
     assert kinds(stopped(3.0, 14.0, again)) == set()  # it had not had the time to be told
 
 
+def test_a_holder_that_is_stopped_while_the_clock_jumps_has_the_time_between_two_looks() -> None:
+    """By the database's clock it is silent for hours at once, and it cannot say otherwise."""
+
+    def jumps(evidence: Evidence, moment: float) -> Evidence:
+        fault = at(moment, "fault", kind="clock_forward", since=moment, seconds=9.0)
+        step = at(moment, "clock_stepped", by="clock_forward")
+        return replace(evidence, director=[*evidence.director, step, fault])
+
+    assert "turn harmed" in kinds(stopped(12.0, 16.0))
+    assert kinds(jumps(stopped(12.0, 16.0), 13.0)) == set()
+    assert "turn harmed" in kinds(jumps(stopped(12.0, 16.0), 14.8))  # too late to be looked for
+    assert "turn harmed" in kinds(jumps(stopped(12.0, 13.2), 13.0))  # awake, and it did not beat
+
+
 def test_an_outage_of_the_database_excuses_nothing() -> None:
     """S5: after it the first heartbeat comes before the second look."""
     evidence = killed_in_the_turn()

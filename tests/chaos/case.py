@@ -133,22 +133,26 @@ class Case:
 
     def _suspended(self, trust: Trust, moment: float) -> bool:
         """Whether its holder was kept from living for so long that it does not count as alive."""
-        confirm = self.timings["CONFIRM_INTERVAL"]
+        confirm = self.timings.confirm
         for pause in self.pauses.get(trust.client, ()):
             if pause.since > moment:
                 break
             proof = trust.last_proof(pause.since)
-            asleep = sum(p.within(proof, moment) for p in self.pauses[trust.client])
             awake_again = any(
                 asked >= pause.until + confirm and at <= moment for asked, at in trust.beats
             )
-            if (
-                asleep >= self.timings["IDLE_TTL"]
-                and moment >= proof + self.timings.silence
-                and not awake_again
-            ):
+            if self._asleep(trust.client, proof, moment) and not awake_again:
                 return True
         return False
+
+    def _asleep(self, client: str, proof: float, moment: float) -> bool:
+        """For an idle TTL, or since a step of the clock for all of the time between two looks."""
+        pauses = self.pauses[client]
+        stepped = [step for step in self.steps if proof <= step <= moment]
+        if stepped and sum(p.within(stepped[-1], moment) for p in pauses) >= self.timings.confirm:
+            return True
+        asleep = sum(p.within(proof, moment) for p in pauses)
+        return asleep >= self.timings["IDLE_TTL"] and moment >= proof + self.timings.silence
 
     def too_old(self, key: Key, moment: float) -> bool:
         """Whether it ended for its max age, and that had come by our clock or by a stepped one."""

@@ -52,16 +52,15 @@ STORM: Chances = {
         Fault.STUCK: 0.01,
         Fault.SQUATTED: 0.01,
     },
-    # Few rate limits: each of them slows all of our workers down. They come in moods, see above.
+    # No rate limits, which would slow all of our workers down: they come in moods, see above. No
+    # provider refuses by chance, whatever the rate of the calls.
     "get": {
         Fault.UNAVAILABLE: 0.05,
-        Fault.LIMITED: 0.01,
         Fault.LOST_ANSWER: 0.03,
         Fault.SLOW: 0.04,
     },
     "destroy": {
         Fault.UNAVAILABLE: 0.08,
-        Fault.LIMITED: 0.01,
         Fault.FORBIDDEN: 0.02,
         Fault.BUSY: 0.08,
         Fault.LOST_ANSWER: 0.06,
@@ -73,7 +72,7 @@ STORM: Chances = {
     },
     "list": {
         Fault.UNAVAILABLE: 0.06,
-        Fault.LIMITED: 0.04,
+        Fault.LIMITED: 0.02,
         Fault.STALE: 0.35,
         Fault.TRUNCATED: 0.1,
         Fault.SLOW: 0.1,
@@ -81,7 +80,7 @@ STORM: Chances = {
     "page": {Fault.PAGE_FAILS: 0.08, Fault.TRUNCATED: 0.05, Fault.SLOW: 0.05},
     "extend": {
         Fault.UNAVAILABLE: 0.08,
-        Fault.LIMITED: 0.04,
+        Fault.LIMITED: 0.01,
         Fault.BUSY: 0.05,
         Fault.LOST_ANSWER: 0.05,
         Fault.SLOW: 0.05,

@@ -26,7 +26,7 @@ from tests.chaos.stacks import Stack, stack
 from tests.chaos.timings import Timings
 
 SIZES: Mapping[str, int] = {"cloud": 1, "worker": 3, "beat": 2, "client": 3}
-THREADS = 8  # of each API server: so many conversations at once
+THREADS = 4  # of each API server: so many conversations at once
 READY_WITHIN = 60.0
 
 Tell = Callable[[str], None]

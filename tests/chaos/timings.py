@@ -41,6 +41,11 @@ class Timings:
         return self.settings[name]
 
     @property
+    def confirm(self) -> float:
+        """Between two looks at a session that shows no activity."""
+        return self["CONFIRM_INTERVAL"]
+
+    @property
     def silence(self) -> float:
         """Without activity for so long, and not sooner, a session may be ended for idleness."""
         return self["IDLE_TTL"] + self["CONFIRM_INTERVAL"]
