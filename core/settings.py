@@ -21,8 +21,8 @@ from pydantic import (
 from .errors import SettingsError
 
 PREFIX = "SANDKEEPER_"
-# A provider reads and checks its own; the second marks whatever runs inside a local sandbox.
-PROVIDER_PREFIXES = ("SANDKEEPER_LOCAL_", "SANDKEEPER_SANDBOX")
+# A provider reads and checks its own; the last marks whatever runs inside a local sandbox.
+PROVIDER_PREFIXES = ("SANDKEEPER_LOCAL_", "SANDKEEPER_DOCKER_", "SANDKEEPER_SANDBOX")
 SECRETS = ("DATABASE_URL", "BROKER_URL")  # may also come from a file: NAME_FILE
 HIDDEN = (*SECRETS, "SPEC")  # a sandbox's environment has keys and passwords too
 LONGEST = 315_576_000.0  # ten years in seconds; the tables' CHECKs repeat it

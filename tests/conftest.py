@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import docker
 import pytest
 from sqlalchemy import Engine
 
@@ -18,7 +19,8 @@ from core.migrations import upgrade
 from core.reaper import Reaper
 from core.store import Store
 from core.wiring import make_engine
-from tests import services
+from tests import engines, services
+from tests.engines import DockerEngine, docker_engine
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock
 from tests.services import Databases, Service, ServiceMissing
@@ -138,6 +140,36 @@ def queues_of(prefix: str) -> list[str]:
     return [prefix, *names, f"reply.{prefix}.pidbox"]
 
 
+# Engines
+
+
+@pytest.fixture(scope="session")
+def own_dockerd() -> Iterator[DockerEngine]:
+    """A Docker engine of this process's own. Installing one takes root: it may be missing in CI."""
+    if missing := engines.missing():
+        pytest.skip(f"no Docker engine can be started: {missing} is missing")
+    try:
+        with docker_engine() as engine:
+            yield engine
+    except ServiceMissing as error:
+        unavailable(error)
+
+
+@pytest.fixture
+def dockerd(own_dockerd: DockerEngine) -> Iterator[DockerEngine]:
+    """The engine. Whatever containers a test has made are removed after it."""
+    yield own_dockerd
+    own_dockerd.clear()
+
+
+@pytest.fixture
+def docker_client(dockerd: DockerEngine) -> Iterator[docker.APIClient]:
+    """The engine's own truth."""
+    client = dockerd.client()
+    yield client
+    client.close()
+
+
 # What is tested, put together with stand-ins for what is not ours
 
 
@@ -145,6 +177,12 @@ def queues_of(prefix: str) -> list[str]:
 def clock() -> FrozenClock:
     """A clock that stands still until it is told to advance."""
     return FrozenClock()
+
+
+@pytest.fixture
+def world(clock: FrozenClock) -> FrozenClock:
+    """Time as it passes; `clock` is what the database takes it for. They may differ."""
+    return FrozenClock(clock.now)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from core.events import EventKind
 from core.model import SandboxState, SessionStatus
-from core.settings import Settings
+from core.settings import PREFIX, PROVIDER_PREFIXES, Settings
 from tasks.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,11 +84,12 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     """A SANDKEEPER_ name on a page is a setting, or one of a provider's."""
     known = {name.upper() for name in Settings.model_fields}
     named = set(re.findall(r"\bSANDKEEPER_([A-Z_]+[A-Z])\b", page.read_text(encoding="utf-8")))
+    providers = tuple(prefix.removeprefix(PREFIX) for prefix in PROVIDER_PREFIXES)
 
     unknown = {
         name
         for name in named
-        if name.removesuffix("_FILE") not in known and not name.startswith(("LOCAL_", "SANDBOX"))
+        if name.removesuffix("_FILE") not in known and not name.startswith(providers)
     }
 
     assert unknown == set()

@@ -10,7 +10,8 @@ from ..errors import SettingsError, words
 from .base import SandboxProvider
 
 GROUP = "sandkeeper.providers"
-BUILT_IN = {"local": ".local:LocalProvider"}
+BUILT_IN = {"docker": ".docker:DockerProvider", "local": ".local:LocalProvider"}
+EXTRAS = {"docker"}  # what needs more than Sandkeeper itself does, by the name of its extra
 METHODS = ("from_env", "scope", "create", "get", "destroy", "list", "extend")
 
 
@@ -49,8 +50,11 @@ def _load(name: str) -> object:
         if module and colon and attribute:
             return getattr(import_module(module), attribute)
     except Exception as error:
+        hint = ""
+        if name in EXTRAS and isinstance(error, ModuleNotFoundError):
+            hint = f": install it by `pip install 'sandkeeper[{name}]'`"
         raise SettingsError(
-            f"SANDKEEPER_PROVIDER={name} cannot be imported: {words(error)}"
+            f"SANDKEEPER_PROVIDER={name} cannot be imported: {words(error)}{hint}"
         ) from error
     known = ", ".join(sorted({*BUILT_IN, *registered}))
     raise SettingsError(

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -297,6 +298,17 @@ STEPS: Mapping[str, Callable[[System, str], None]] = {
 }
 
 
+def _dies_before_start(system: System, session_id: str) -> None:
+    """The engine has made its container, and nobody has started it."""
+    setattr(import_module("docker").APIClient, "start", lambda *_, **__: die())  # noqa: B010
+    system.keeper().open(session_id)
+
+
+DOCKER_STEPS: Mapping[str, Callable[[System, str], None]] = {
+    "between create and start": _dies_before_start,
+}
+
+
 def steps(journal: Journal, *, victims: Mapping[str, str], adopt: list[str]) -> None:
     """
     One process per victim (session id: step) dies at its step. Those in `adopt` are opened again
@@ -326,7 +338,7 @@ def _fork(journal: Journal, child: Callable[..., None], *args: object) -> int:
 
 
 def _victim(step: str, session_id: str) -> None:
-    STEPS[step](System.from_env(), session_id)
+    {**STEPS, **DOCKER_STEPS}[step](System.from_env(), session_id)
 
 
 def _adopter(journal: Journal, session_id: str) -> None:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import ClassVar
@@ -56,14 +57,16 @@ def eventually(condition: Callable[[], bool], patience: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def create_many(making: Making, name: str, labels: Mapping[str, str], times: int) -> list[str]:
+def create_many(
+    making: Making, name: str, labels: Mapping[str, str], spec: Spec, times: int
+) -> list[str]:
     """Create one name at once from several threads of this process; the ids that came back."""
     provider = make(making)
     barrier = threading.Barrier(times)
 
     def create(_: int) -> str:
         barrier.wait()
-        info = provider.create(name, labels, Spec(), ttl=300.0, deadline=time.monotonic() + 60)
+        info = provider.create(name, labels, spec, ttl=300.0, deadline=time.monotonic() + 60)
         return str(info.ref.external_id)
 
     with ThreadPoolExecutor(times) as pool:
@@ -71,10 +74,11 @@ def create_many(making: Making, name: str, labels: Mapping[str, str], times: int
 
 
 def destroy_once(making: Making, name: str) -> bool:
-    """Destroy from this process and look."""
-    provider = make(making)
-    provider.destroy(SandboxRef(name=name), deadline=time.monotonic() + 60)
-    return provider.get(SandboxRef(name=name), deadline=time.monotonic() + 60) is None
+    """Destroy from this process, and wait until it says so: what another removes is accepted."""
+    provider, ref = make(making), SandboxRef(name=name)
+    provider.destroy(ref, deadline=time.monotonic() + 60)
+    eventually(lambda: provider.get(ref, deadline=time.monotonic() + 60) is None)
+    return True
 
 
 def in_processes(count: int, call: Callable[..., object], *arguments: object) -> list[object]:
@@ -207,7 +211,7 @@ class ProviderContract:
         """Thirty creates at once, from six processes, and all return the one sandbox."""
         self.needs(provider, Capability.IDEMPOTENT_CREATE)
 
-        answers = in_processes(6, create_many, making, one := name(), labels, 5)
+        answers = in_processes(6, create_many, making, one := name(), labels, self.spec, 5)
 
         ids = {external_id for ids in answers if isinstance(ids, list) for external_id in ids}
         found = provider.get(SandboxRef(name=one), deadline=self.soon())
@@ -231,7 +235,7 @@ class ProviderContract:
         self, provider: SandboxProvider, name: Callable[[], str], labels: dict[str, str]
     ) -> None:
         """A spec that cannot be met is refused as such, and leaves nothing."""
-        spec = Spec(options={"no-such-option": 1})
+        spec = replace(self.spec, options={"no-such-option": 1})
         with pytest.raises(InvalidSpec):
             provider.create(one := name(), labels, spec, ttl=None, deadline=self.soon())
 
@@ -360,6 +364,8 @@ class ProviderContract:
         self, provider: SandboxProvider, name: Callable[[], str], labels: dict[str, str], call: str
     ) -> None:
         """With no time left a call returns at once, done or with an error that can be retried."""
+        if call == "extend":
+            self.needs(provider, Capability.TTL)
         made = self.create(provider, name(), labels)
         ref, past = made.ref, time.monotonic() - 1
         calls: dict[str, Callable[[], object]] = {

@@ -1,0 +1,87 @@
+"""What provider `docker` makes of a spec: safe unless somebody says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..errors import InvalidSpec
+from .base import Spec
+
+Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*[bkmg]?$")]
+Path = Annotated[str, Field(pattern=r"^/[^:]*$", max_length=4096)]
+
+
+class DockerOptions(BaseModel):
+    """The `options` of a spec. What runs in a sandbox is taken to be hostile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    cpus: Annotated[float, Field(gt=0, le=1024, strict=False)] = 1.0
+    memory: Size = "1g"  # swap included
+    pids: Annotated[int, Field(gt=0, le=1_000_000)] = 512
+    network: Annotated[str, Field(min_length=1)] = "none"
+    read_only: bool = True  # the root; `workdir` and /tmp can be written
+    workdir: Path = "/workspace"
+    # By number, as uid or uid:gid: `workdir` is made theirs. None for the image's.
+    user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
+    capabilities: tuple[Annotated[str, Field(pattern="^[A-Z_]+$")], ...] = ()  # kept; else dropped
+    new_privileges: bool = False
+    runtime: str | None = None  # runsc, kata; None for the engine's
+
+    @field_validator("capabilities", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @classmethod
+    def of(cls, spec: Spec) -> Self:
+        """Raises InvalidSpec, with the name of the option and what it may be."""
+        try:
+            return cls.model_validate(dict(spec.options))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            known = ", ".join(cls.model_fields)
+            raise InvalidSpec(
+                f"options.{name} {first.get('input')!r}: {first['msg']}; known are {known}"
+            ) from error
+
+    def host_config(self, *, owned: bool) -> dict[str, Any]:
+        """
+        The limits, as docker-py's create_host_config takes them. `owned` makes `workdir` the
+        user's: where the engine makes the folder first, what is mounted on it gets its mode, and
+        nobody but its owner could write. Podman knows no owners, and keeps the mode.
+        """
+        scratch = workdir = "rw,exec,nosuid,nodev,mode=1777"
+        if self.user is not None and owned:
+            uid, _, gid = self.user.partition(":")
+            workdir += f",uid={uid},gid={gid or 0}"
+        return {
+            "nano_cpus": round(self.cpus * 1e9),
+            "mem_limit": self.memory,
+            "memswap_limit": self.memory,
+            "pids_limit": self.pids,
+            "network_mode": self.network,
+            "read_only": self.read_only,
+            "tmpfs": {"/tmp": scratch, self.workdir: workdir},  # noqa: S108 - the container's own
+            "cap_drop": ["ALL"],
+            "cap_add": list(self.capabilities),
+            "security_opt": [] if self.new_privileges else ["no-new-privileges"],
+            "runtime": self.runtime,
+        }
+
+
+def check(spec: Spec, labels: Mapping[str, str]) -> DockerOptions:
+    """Raises InvalidSpec that names what is wrong with it; nothing was sent."""
+    if not spec.image:
+        raise InvalidSpec("image: provider `docker` needs one, such as python:3.13-slim")
+    for text in (spec.image, *spec.command, *spec.env, *spec.env.values(), *labels.values()):
+        if "\0" in text:
+            raise InvalidSpec(f"{text!r}: give text without NUL")
+    for key in spec.env:
+        if not key or "=" in key:
+            raise InvalidSpec(f"env {key!r}: a name is not empty and has no `=`")
+    return DockerOptions.of(spec)
