@@ -25,6 +25,8 @@ from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock
 from tests.services import Databases, Service, ServiceMissing
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def migrate(url: str) -> None:
     """Bring an empty database to the schema of this version."""
@@ -168,6 +170,15 @@ def docker_client(dockerd: DockerEngine) -> Iterator[docker.APIClient]:
     client = dockerd.client()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def vendors() -> Path:
+    """The Python that has the vendors' own SDKs and servers."""
+    folder = ROOT / ".venv-vendors"
+    if not (folder / "stamp").exists():
+        unavailable(ServiceMissing("./run vendors installs what this needs"))
+    return folder / "bin" / "python"
 
 
 # What is tested, put together with stand-ins for what is not ours
