@@ -32,7 +32,8 @@ from .model import (
     check_tenant,
 )
 from .policy import duration
-from .providers.base import SandboxInfo, SandboxProvider, Spec
+from .providers.base import SandboxInfo, SandboxProvider
+from .providers.spec import spec_of
 from .store import Store, Wanted
 from .turn import Turn
 
@@ -235,7 +236,7 @@ class Keeper:
         and only teardown destroys.
         """
         self._check_same_place(intent)
-        spec = _spec(intent.spec)
+        spec = spec_of(intent.spec)
         ttl = intent.ttl if self._backstop.is_set(self.provider) else None
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
@@ -279,7 +280,7 @@ def _metadata(metadata: Mapping[str, object]) -> Mapping[str, object]:
 
 def _spec_fields(fields: Mapping[str, object]) -> Mapping[str, object]:
     """The fields as they are stored, once it is known that they make a Spec."""
-    _spec(fields)
+    spec_of(fields)
     try:
         return _storable(fields)
     except ValueError as error:
@@ -296,23 +297,3 @@ def _storable(fields: Mapping[str, object]) -> Mapping[str, object]:
         raise ValueError(f"{len(text)} characters of JSON; keep it under {LONGEST_JSON}")
     copy: Mapping[str, object] = json.loads(text)
     return copy
-
-
-def _spec(fields: Mapping[str, object]) -> Spec:
-    if not isinstance(fields, Mapping):
-        raise InvalidSpec(f"spec: {fields!r} is not an object")
-    known = {"image", "command", "env", "options"}
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise InvalidSpec(f"spec: {unknown[0]!r} is unknown; known are {', '.join(sorted(known))}")
-    image, command = fields.get("image"), fields.get("command", ())
-    env, options = fields.get("env", {}), fields.get("options", {})
-    if not (image is None or isinstance(image, str)):
-        raise InvalidSpec(f"spec: image {image!r} is not a string")
-    if not isinstance(command, list | tuple) or not all(isinstance(c, str) for c in command):
-        raise InvalidSpec(f"spec: command {command!r} is not a list of strings")
-    if not isinstance(env, Mapping) or not all(isinstance(v, str) for v in env.values()):
-        raise InvalidSpec("spec: env is not an object of strings")
-    if not isinstance(options, Mapping):
-        raise InvalidSpec(f"spec: options {options!r} is not an object")
-    return Spec(image=image, command=tuple(command), env=dict(env), options=dict(options))

@@ -14,6 +14,7 @@ from core.events import Event, EventKind
 from core.model import check_session_id
 from core.wiring import opened
 from tasks.commands import Context, as_json, cell, plain, show, told
+from tasks.providers import providers
 from tasks.safety import breaker, db_restored, orphans, reconcile
 
 
@@ -198,28 +199,6 @@ def quarantine_retry(context: Context, session_id: str | None, all_: bool) -> No
     click.echo(f"{context.system.store.teardowns.retry_now(session_id)} to be tried again")
 
 
-@main.group()
-def providers() -> None:
-    """Who runs the sandboxes."""
-
-
-@providers.command("ls")
-@as_json
-@click.pass_obj
-@told
-def providers_ls(context: Context, json_: bool) -> None:  # noqa: FBT001
-    """List the providers that this process knows, with what they can do."""
-    rows = [
-        {
-            "name": provider.name,
-            "scope": provider.scope(),
-            "capabilities": ", ".join(sorted(provider.capabilities)),
-        }
-        for provider in context.system.providers.values()
-    ]
-    show(rows, ("name", "scope", "capabilities"), json_=json_)
-
-
 @main.command("up")
 @click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 1000))
 @click.pass_obj
@@ -240,7 +219,7 @@ def up(context: Context, concurrency: int) -> None:
     raise SystemExit(supervise(commands(concurrency=concurrency)))
 
 
-for command in (breaker, orphans, reconcile):
+for command in (breaker, orphans, providers, reconcile):
     main.add_command(command)
 
 

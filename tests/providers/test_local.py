@@ -21,7 +21,8 @@ from core.errors import (
 from core.providers import local
 from core.providers.base import ProviderState, SandboxRef, Spec
 from core.providers.local import LocalProvider
-from tests.providers.contract import Making, ProviderContract, eventually, in_processes, make
+from core.providers.trial import Subject, in_processes
+from tests.providers.contract import ProviderContract, eventually
 from tests.providers.local_ground import LABELS, Ground, is_alive
 
 PATH = "core.providers.local:LocalProvider"
@@ -42,9 +43,9 @@ def _shows_only(allowed: set[str], fds: Path) -> bool:
         return False  # one was closed while we looked
 
 
-def scope(making: Making) -> str:
+def scope(subject: Subject) -> str:
     """The scope as another process sees it."""
-    return make(making).scope()
+    return subject.handle().scope()
 
 
 class TestContract(ProviderContract):
@@ -218,9 +219,9 @@ class TestRegistry:
 
     def test_everybody_sees_one_scope(self, tmp_path: Path) -> None:
         """Processes that open a new registry at once agree on its name."""
-        making = (PATH, {"SANDKEEPER_LOCAL_ROOT": str(tmp_path / "root")})
+        environ = {"SANDKEEPER_LOCAL_ROOT": str(tmp_path / "root")}
 
-        assert len(set(in_processes(4, scope, making))) == 1
+        assert len(set(in_processes(4, scope, Subject(provider=PATH, environ=environ)))) == 1
 
     @pytest.mark.parametrize("call", ["scope", "create", "get", "destroy", "list", "extend"])
     def test_a_registry_that_cannot_be_read_concludes_nothing(
