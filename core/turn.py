@@ -106,11 +106,16 @@ class Turn:
     def check(self) -> None:
         """Raise SessionEnded or TurnExpired as soon as this turn may not go on."""
         self._entered()
+        self.expire()
         if self.lost.error is not None:
             raise self.lost.error
-        if self._monotonic() >= self._ceiling:
+
+    def expire(self) -> bool:
+        """Lose it if it passed its hard ceiling by the clock of this process; True when it did."""
+        over = self._monotonic() >= self._ceiling
+        if over:
             self.lose(TurnExpired(self.session_id, self.id, reason="it passed its hard ceiling"))
-            self.check()
+        return over
 
     def lose(self, error: SandkeeperError) -> None:
         """What the heartbeat calls when the store refused this turn."""
@@ -132,6 +137,7 @@ class Turn:
         self._ceiling = asked + (self._begun.hard_until - self._begun.started_at).total_seconds()
         self._beater.add(self)
         self._tell_begun(self._begun.session)
+        self.check()  # the provider may have taken long, or this process was stopped meanwhile
         return self
 
     def end(self, outcome: TurnOutcome = TurnOutcome.COMPLETED) -> None:

@@ -21,6 +21,22 @@ CLAMPS = "core/store/clamps.py"
 
 HEALTH_MUTANTS = (
     Mutant(
+        "a turn goes on when the clock steps back",
+        "S3: a holder's own clock ends its turn as well",
+        "core/beater.py",
+        "[turn_id for turn_id, turn in turns.items() if not turn.expire()]",
+        "list(turns)",
+        at("turns", "a_clock_that_steps_back_gives_no_turn_more_time"),
+    ),
+    Mutant(
+        "a turn whose time is over is handed out",
+        "S1: nobody is sent to a sandbox that may have been torn down since",
+        "core/turn.py",
+        "        self._tell_begun(self._begun.session)\n        self.check()",
+        "        self._tell_begun(self._begun.session)",
+        at("turns", "a_turn_that_is_over_before_it_is_handed_out_is_refused"),
+    ),
+    Mutant(
         "one sandbox opens the circuit",
         "a sandbox that always fails is no witness against its provider",
         HEALTH,

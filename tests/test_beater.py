@@ -32,6 +32,10 @@ class Holder:
         """Nobody asks for it here."""
         raise NotImplementedError
 
+    def expire(self) -> bool:
+        """Its ceiling is far away."""
+        return False
+
     def lose(self, error: SandkeeperError) -> None:
         """Hear of the loss."""
         self.errors.append(error)

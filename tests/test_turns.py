@@ -25,7 +25,7 @@ from core.events import Event, EventKind
 from core.host import Host
 from core.identifiers import new_id
 from core.lifecycle import Keeper
-from core.model import SessionStatus, TurnOutcome
+from core.model import Session, SessionStatus, TurnOutcome
 from core.reaper import Reaper, TeardownOutcome
 from core.schema import sessions, turns
 from core.store import BegunTurn, Store
@@ -437,6 +437,46 @@ def test_check_knows_the_ceiling_by_itself(store: Store) -> None:
         turn.check()
 
     assert turn.lost.is_set()
+    keeper.close()
+
+
+def test_a_turn_that_is_over_before_it_is_handed_out_is_refused(store: Store) -> None:
+    """S1: its process was stopped in begin(), and its sandbox may have been torn down since."""
+    time = [100.0]
+
+    def stopped(_: Session) -> None:
+        time[0] = 150.0
+
+    keeper = Keeper(
+        store, FakeCloud(monotonic=lambda: time[0]), host=Host(monotonic=lambda: time[0])
+    )
+    keeper.open("conv", max_turn=50)
+    turn = keeper.turn("conv")
+    turn._tell_begun = stopped  # the last that it does
+
+    with pytest.raises(TurnExpired, match="hard ceiling"):
+        turn.begin()
+
+    assert turn.lost.is_set()
+    keeper.close()
+
+
+def test_a_clock_that_steps_back_gives_no_turn_more_time(
+    store: Store, clock: FrozenClock, world: FrozenClock
+) -> None:
+    """S3, F5: its process knows the ceiling, and beats for it no longer; its holder hears of it."""
+    cloud = FakeCloud(monotonic=world.monotonic)
+    keeper = Keeper(store, cloud, host=Host(monotonic=world.monotonic))
+    keeper.open("conv", max_turn=50)
+    turn = keeper.turn("conv").begin()
+    world.advance(51)
+    clock.advance(51 - 3600)
+    before = keeper.get("conv").last_activity_at
+
+    beat(keeper)
+
+    assert turn.lost.is_set()
+    assert keeper.get("conv").last_activity_at == before
     keeper.close()
 
 
