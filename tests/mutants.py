@@ -483,6 +483,14 @@ MUTANTS = (
         at("races", "activity_never_goes_back", on=""),
     ),
     Mutant(
+        "now is when the transaction began",
+        "S1: who was stopped in a transaction takes nobody's dates for the future",
+        "core/store/sql.py",
+        'return "statement_timestamp()"',
+        'return "now()"',
+        at("races", "a_sweep_that_was_stopped_takes_nobody_s_dates_for_the_future", on=""),
+    ),
+    Mutant(
         "giving up does not look again",
         "S1: a create that failed late ends nothing that another caller made",
         OPENINGS,

@@ -265,8 +265,12 @@ def test_the_check_turns_red_with_a_clock_that_moves(
         with listening(engine) as heard:
             reaper.sweep()
             seen.extend(heard)
-        due = next(h for h in seen if "due_at <= now()" in h.sql and "FOR UPDATE" in h.sql)
-        moving = Heard(due.sql.replace("now()", "clock_timestamp()"), due.parameters)
+        due = next(
+            h for h in seen if "due_at <= statement_timestamp()" in h.sql and "FOR UPDATE" in h.sql
+        )
+        moving = Heard(
+            due.sql.replace("statement_timestamp()", "clock_timestamp()"), due.parameters
+        )
 
         with pytest.raises(AssertionError):
             expect_bounded({"": explained(connection, moving)}, SLACK)

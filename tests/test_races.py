@@ -30,7 +30,7 @@ from core.model import SandboxState, SessionStatus, TurnOutcome
 from core.policy import Policy
 from core.providers.base import SandboxRef
 from core.reaper import Reaper
-from core.schema import events, sandboxes
+from core.schema import events, sandboxes, sessions
 from core.store import Store
 from core.wiring import make_engine
 from tests.factories import policy
@@ -279,21 +279,43 @@ def test_heartbeats_pass_over_a_session_that_is_held_and_reach_the_others(
     assert pg_keeper.get("other").last_activity_at == clock.now
 
 
-def test_activity_never_goes_back(pg_engine: Engine, provider: FakeCloud) -> None:
+def test_activity_never_goes_back(
+    pg_engine: Engine, provider: FakeCloud, postgresql_url: str, threads: ThreadPoolExecutor
+) -> None:
     """
-    S1: now() is when a transaction began. One that was paused since, and writes last, must not
-    undo what a later call was promised.
+    S1: now() is when a statement began. One that waited for a lock since, and writes last, must
+    not undo what a later call was promised.
     """
     store = Store(pg_engine, policy=policy())
     with Keeper(store, provider) as keeper:
         keeper.open("conv")
-        with store.database.move() as paused:
-            paused.connection.execute(text("SELECT now()"))
-            keeper.touch("conv")
-            promised = keeper.get("conv").last_activity_at
-            paused.run(store.turns._count, {"session_id": "conv"})
+        with store.database.move() as first:
+            first.connection.execute(select(sessions).with_for_update())
+            waiting = threads.submit(keeper.touch, "conv")
+            eventually(lambda: somebody_waits(postgresql_url), "the touch waits for the row")
+            first.run(store.turns._count, {"session_id": "conv"})
+            later = first.connection.execute(select(sessions.c.last_activity_at)).scalar_one()
+        waiting.result(LIMIT)
 
-        assert keeper.get("conv").last_activity_at >= promised
+        assert keeper.get("conv").last_activity_at >= later
+
+
+def test_a_sweep_that_was_stopped_takes_nobody_s_dates_for_the_future(
+    pg_engine: Engine, provider: FakeCloud
+) -> None:
+    """S1: its transaction had begun, and a session was opened before its next statement."""
+    store = Store(pg_engine, policy=policy())
+    clamps = store.clamps
+    with Keeper(store, provider) as keeper:
+        with store.database.move() as stopped:
+            stopped.connection.execute(text("SELECT now()"))
+            time.sleep(1.5)  # more than the second that clocks may differ by: nothing to wait for
+            keeper.open("conv")
+            before = keeper.get("conv")
+            stopped.run(clamps._clamp_sessions, {"limit": 10})
+        after = keeper.get("conv")
+
+    assert (after.last_activity_at, after.due_at) == (before.last_activity_at, before.due_at)
 
 
 def test_a_late_failure_of_one_create_leaves_a_session_that_another_made_alone(

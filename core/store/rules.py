@@ -46,15 +46,15 @@ class Rules:
         self.now = now
         self.policy = policy
         self.seconds = s.idle_ttl.type  # the SQL type of a duration
-        # now() is when the transaction began: one that waited since must not take back what a
-        # later call was promised.
+        # now() is when the statement began: one that waited for a lock since must not take back
+        # what a later call was promised.
         # And where the clock stepped back it still moves, or the witness of a notice would be the
         # same when the clock is put right: as if nothing had happened meanwhile.
         self.active_now = case(
             (s.last_activity_at > now, later(s.last_activity_at, TICK)), else_=now
         )
         # Further ahead only a clock that stepped back explains. Nearer, it may be a touch that was
-        # acknowledged since the transaction that looks at it began.
+        # acknowledged since the statement that looks at it began.
         self.active_at_most = Earliest(s.last_activity_at, self.in_(policy.confirm_interval))
         # So many seconds were promised, and the date says when they are over by the clock of then:
         # where that stepped back since, they count from now.

@@ -24,8 +24,9 @@ class _Moment(FunctionElement[datetime]):
 
 class Now(_Moment):
     """
-    The moment at which the transaction (PostgreSQL) or statement (SQLite) began, by the database's
-    clock. Not clock_timestamp(): in a WHERE that would turn the due index into a full scan.
+    The moment at which the statement began, by the database's clock. Not when its transaction did:
+    a process that was stopped in between would take what others wrote meanwhile for dates in the
+    future. Not clock_timestamp(): in a WHERE that would turn the due index into a full scan.
     """
 
     name = "now_"
@@ -108,7 +109,7 @@ def _arguments(element: FunctionElement[Any], compiler: SQLCompiler, **options: 
 
 @compiles(Now, "postgresql")
 def _(element: Now, compiler: SQLCompiler, **options: Any) -> str:
-    return "now()"
+    return "statement_timestamp()"
 
 
 @compiles(Now, "sqlite")

@@ -65,10 +65,7 @@ class Server:
         return EPOCH + timedelta(seconds=self.scheduler.now + self.step)
 
     def now(self) -> datetime:
-        """The time for who asks: on PostgreSQL the beginning of its transaction."""
-        actor = self.scheduler.running
-        if self.flavour is Flavour.POSTGRESQL and actor and actor.opened_at is not None:
-            return EPOCH + timedelta(seconds=actor.opened_at)
+        """The time for who asks: the beginning of his statement, before it waits for a lock."""
         return self.clock()
 
     def began(self, actor: Actor) -> datetime:

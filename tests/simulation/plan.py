@@ -42,7 +42,7 @@ class Flavour(StrEnum):
     """How the database waits: the two that the product runs on, as far as one SQLite can show."""
 
     SQLITE = "sqlite"  # a transaction has the write lock from BEGIN on; now() is the statement's
-    POSTGRESQL = "postgresql"  # the lock is taken by the first statement; now() is BEGIN's
+    POSTGRESQL = "postgresql"  # the lock is taken by the first statement, after its now()
 
 
 class Focus(StrEnum):
