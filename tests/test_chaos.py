@@ -272,6 +272,24 @@ def test_an_outage_of_the_database_excuses_nothing() -> None:
     assert "turn harmed" in kinds(silent)
 
 
+def test_a_holder_that_sleeps_when_the_database_comes_back_has_the_time_between_two_looks() -> None:
+    """It was silent all along, and when it could have been heard it was stopped."""
+
+    def away(evidence: Evidence, until: float) -> Evidence:
+        fault = at(4.0, "fault", kind="database_outage", since=4.0, seconds=until - 4.0)
+        back = at(until, "fault_over", kind="database_outage")
+        return replace(evidence, director=[*evidence.director, fault, back])
+
+    def silent(since: float, to: float) -> Evidence:
+        evidence = stopped(since, to)
+        return replace(evidence, clients={"api": [opened(), begun(), *beats(1.5, 4.0)]})
+
+    assert "turn harmed" in kinds(silent(12.0, 16.0))
+    assert kinds(away(silent(12.0, 16.0), 12.5)) == set()
+    assert "turn harmed" in kinds(away(silent(12.0, 16.0), 9.0))  # awake, and it did not beat
+    assert "turn harmed" in kinds(away(silent(12.0, 13.2), 12.5))  # awake again, and did not beat
+
+
 Change = Callable[[Evidence], Evidence]
 
 

@@ -14,6 +14,7 @@ from tests.chaos.evidence import (
     Trust,
     boxes,
     clock_steps,
+    database_back,
     pauses,
     trusts,
 )
@@ -151,8 +152,23 @@ class Case:
         stepped = [step for step in self.steps if proof <= step <= moment]
         if stepped and sum(p.within(stepped[-1], moment) for p in pauses) >= self.timings.confirm:
             return True
+        if moment < proof + self.timings.silence:
+            return False
         asleep = sum(p.within(proof, moment) for p in pauses)
-        return asleep >= self.timings["IDLE_TTL"] and moment >= proof + self.timings.silence
+        return asleep >= self.timings["IDLE_TTL"] or self._missed(client, proof, moment)
+
+    def _missed(self, client: str, proof: float, moment: float) -> bool:
+        """
+        It was silent because the database was away, and asleep when it came back: from before its
+        first heartbeat was due, for all of the time between two looks.
+        """
+        return any(
+            pause.since <= back + self.timings["HEARTBEAT"]
+            and pause.within(back, moment) >= self.timings.confirm
+            for back in database_back(self.evidence)
+            if proof <= back <= moment
+            for pause in self.pauses[client]
+        )
 
     def too_old(self, key: Key, moment: float) -> bool:
         """Whether it ended for its max age, and that had come by our clock or by a stepped one."""

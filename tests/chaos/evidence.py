@@ -222,6 +222,15 @@ def clock_steps(evidence: Evidence) -> list[float]:
     ]
 
 
+def database_back(evidence: Evidence) -> list[float]:
+    """When the database could be asked again, after each outage."""
+    return [
+        line["at"]
+        for line in evidence.director
+        if line["what"] == "fault_over" and line["kind"].startswith("database")
+    ]
+
+
 def to_monotonic(evidence: Evidence, moment: datetime) -> float:
     """A date of the database as a moment of the journals. Wrong while its clock was stepped."""
     for line in evidence.director:

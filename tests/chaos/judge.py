@@ -13,7 +13,9 @@ The rules, with all the mercy that there is:
   more since its last acknowledged heartbeat is not alive by the contract: its trust is suspended
   once TTL + confirm have passed since that heartbeat, and comes back when a heartbeat that it asked
   for more than a confirm interval after it woke was acknowledged.
-- An outage of the database, a cut, a lost answer and a step of the clock excuse no harm to a turn.
+- An outage of the database, a cut, a lost answer and a step of the clock excuse no harm to a turn
+  whose holder is awake: one that is stopped when the database comes back, and stays so for the
+  time between two looks, cannot tell itself from one that died.
 - Acknowledged activity (open, touch, begin and end of a turn) keeps a sandbox for TTL + confirm
   from when the call was made, an acknowledged extension for as long as it says. Dates are the
   database's: a step of its clock, and nothing else, excuses an end that came too early by ours.
