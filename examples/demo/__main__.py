@@ -1,7 +1,8 @@
 """
 The story: server A opens five sessions and begins a turn on one, server B holds one silent turn
 that is longer than the idle TTL. Then A is killed with -9. Its five sandboxes must disappear, the
-silent turn must not notice, and in the end nothing may be left. Judged by provider and /proc.
+silent turn must not notice, and in the end nothing may be left. Judged by the provider and by the
+process table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field
 
 import click
 
-from core.errors import Unsupported
+from core.errors import SandkeeperError
+from examples.demo.ground import IMAGE, Containers, Local
 from examples.demo.stage import Rhythm, Server, Stage
 from examples.demo.view import Row, View
 
@@ -126,7 +128,7 @@ class Story:
     def _look(self) -> list[Row]:
         """The database, the provider and the process table, side by side."""
         lines = {line.id: line for line in self.stage.store.history.lines()}
-        listed, processes = self.stage.sandboxes(), self.stage.processes()
+        listed, processes = self.stage.sandboxes(), self._processes()
         rows = []
         for conversation, name in sorted(self.names.items()):
             pids = tuple(sorted(processes.get(name, [])))
@@ -147,6 +149,9 @@ class Story:
         self._judge({row.session: row for row in rows})
         self.view.show(rows)
         return rows
+
+    def _processes(self) -> dict[str, list[int]]:
+        return self.stage.ground.processes(list(self.names.values()))
 
     def _doing(self, conversation: str) -> str:
         if conversation == SILENT:
@@ -171,7 +176,7 @@ class Story:
         return f"{self.stage.rhythm.idle_ttl:g} s, sweep every {self.stage.rhythm.sweep:g} s"
 
     def _verdict(self) -> bool:
-        left, processes = self.stage.sandboxes(), self.stage.processes()
+        left, processes = self.stage.sandboxes(), self._processes()
         after = self.last_gone_after
         in_time = after is not None and after <= self.stage.rhythm.bound
         kept = "untouched" if not self.silent.harmed and self.silent.over else "HARMED"
@@ -206,12 +211,21 @@ def _in_background(target: Callable[[Server], None], server: Server) -> None:
     show_default=True,
     help="About how long it takes; all durations scale with it.",
 )
-def main(kill: str, seconds: float) -> None:
+@click.option(
+    "--provider",
+    type=click.Choice(["local", "docker"]),
+    default="local",
+    show_default=True,
+    help="What a sandbox is: processes of this host, or a container of its Docker engine.",
+)
+@click.option("--image", default=IMAGE, show_default=True, help="What the containers run.")
+def main(kill: str, seconds: float, provider: str, image: str) -> None:
     """Kill an API server and watch its sandboxes disappear while a live turn survives."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
-        stage = Stage(Rhythm.within(seconds))
-    except Unsupported as error:
+        settle = Local if provider == "local" else lambda _: Containers(image)
+        stage = Stage(Rhythm.within(seconds), settle)
+    except SandkeeperError as error:
         raise click.ClickException(str(error)) from error
     try:
         with View() as view:

@@ -1,4 +1,4 @@
-"""The processes of the demo: two API servers, a worker with beat, and real sandboxes. All local."""
+"""The processes of the demo: two API servers, a worker with beat, and real sandboxes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import migrations
+from core.errors import SandkeeperError
 from core.providers.base import SandboxInfo
-from core.providers.local import LocalProvider
 from core.store import Store
 from core.wiring import make_engine
+from examples.demo.ground import Ground, Local
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,9 +50,6 @@ class Rhythm:
         settings = {
             "DATABASE_URL": f"sqlite:///{folder}/sandkeeper.db",
             "BROKER_URL": f"sandkeeper+filesystem:///{folder}/broker",
-            "PROVIDER": "local",
-            "LOCAL_ROOT": f"{folder}/sandboxes",
-            "SPEC": json.dumps({"command": ["sleep", "600"]}),
             "IDLE_TTL": f"{self.idle_ttl:g}",
             "SWEEP_INTERVAL": f"{self.sweep:g}",
             "CONFIRM_INTERVAL": f"{self.sweep:g}",
@@ -89,6 +88,7 @@ class Stage:
     """A folder of its own, and everything that runs on it."""
 
     rhythm: Rhythm
+    settle: Callable[[Path], Ground] = Local
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="sandkeeper-demo-")))
     servers: list[Server] = field(default_factory=list)
     system: subprocess.Popen[bytes] | None = None
@@ -96,8 +96,15 @@ class Stage:
     def __post_init__(self) -> None:
         ours = {k: v for k, v in os.environ.items() if not k.startswith("SANDKEEPER_")}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        self.environ = {**ours, **self.rhythm.environ(self.folder), "PYTHONPATH": path}
-        self.provider = LocalProvider(self.folder / "sandboxes")
+        try:
+            self.ground = self.settle(self.folder)
+        except SandkeeperError:
+            self.folder.rmdir()
+            raise
+        self.provider = self.ground.provider
+        settings = {f"SANDKEEPER_{name}": value for name, value in self.ground.settings.items()}
+        timing = self.rhythm.environ(self.folder)
+        self.environ = {**ours, **timing, **settings, "PYTHONPATH": path}
         engine = make_engine(self.environ["SANDKEEPER_DATABASE_URL"])
         migrations.upgrade(engine)
         self.store = Store(engine)
@@ -138,29 +145,16 @@ class Stage:
     # The truth: what the provider and the process table say, whatever the database has
 
     def sandboxes(self) -> dict[str, SandboxInfo]:
-        """Every sandbox that the provider has, by name."""
+        """Every sandbox of ours that the provider has, by name."""
+        ours = {"sandkeeper-installation": self.store.installation}
         found: dict[str, SandboxInfo] = {}
         cursor: str | None = None
         while True:
-            page = self.provider.list({}, cursor=cursor, deadline=time.monotonic() + 10)
+            page = self.provider.list(ours, cursor=cursor, deadline=time.monotonic() + 10)
             found |= {info.ref.name: info for info in page.items}
             if page.cursor is None:
                 return found
             cursor = page.cursor
-
-    def processes(self) -> dict[str, list[int]]:
-        """Every live process of a sandbox, by the sandbox's name, from /proc alone."""
-        found: dict[str, list[int]] = {}
-        mark, place = b"SANDKEEPER_SANDBOX=", os.fsencode(self.folder)
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal():
-                continue
-            with suppress(OSError):
-                variables = (entry / "environ").read_bytes().split(b"\0")
-                names = [v.removeprefix(mark) for v in variables if v.startswith(mark)]
-                if names and any(place in variable for variable in variables):
-                    found.setdefault(names[0].decode(), []).append(int(entry.name))
-        return found
 
     def close(self) -> None:
         """Stop everything, and leave nothing behind whatever was proved."""

@@ -16,6 +16,7 @@ from core.providers.base import SandboxInfo, SandboxRef
 from examples.demo.__main__ import SILENT, Story
 from examples.demo.stage import Rhythm, Stage
 from examples.demo.view import View
+from tests.engines import IMAGE, DockerEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 12.0
@@ -32,23 +33,54 @@ def opened(stage: Stage) -> Iterator[Story]:
         stage.close()
 
 
-@pytest.mark.parametrize("kill", ["api", "all"])
-def test_the_demo_holds(kill: str) -> None:
-    """Exit code 0, plain lines, and a summary whose figures come from provider and /proc."""
-    run = subprocess.run(
-        [sys.executable, "-P", "-m", "examples.demo", "--seconds", f"{SECONDS}", "--kill", kill],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+def demo(*options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """As a person runs it, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "examples.demo", "--seconds", f"{SECONDS}", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
         capture_output=True,
         text=True,
         timeout=110,
         check=False,
     )
 
+
+@pytest.mark.parametrize("kill", ["api", "all"])
+def test_the_demo_holds(kill: str) -> None:
+    """Exit code 0, plain lines, and a summary whose figures come from provider and /proc."""
+    run = demo("--kill", kill)
+
     lines = run.stdout.splitlines()
     assert run.returncode == 0, run.stdout + run.stderr
     assert "HOLDS" in lines[-1]
     assert "left behind: 0 sandboxes, 0 processes" in lines[-1]
     assert ("the worker is dead" in run.stdout) == (kill == "all")
+
+
+def test_the_demo_holds_with_containers(dockerd: DockerEngine) -> None:
+    """The same story; the engine says what is left, and what else it runs is not ours."""
+    client = dockerd.client()
+    other = client.create_container(IMAGE, name="somebody-elses")["Id"]
+    client.start(other)
+
+    run = demo("--provider", "docker", "--image", IMAGE, **dockerd.environ)
+
+    last = run.stdout.splitlines()[-1]
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "HOLDS" in last
+    assert "left behind: 0 sandboxes, 0 processes" in last
+    assert [found["Id"] for found in client.containers(all=True)] == [other]
+    client.close()
+
+
+def test_the_demo_says_what_it_lacks(dockerd: DockerEngine, tmp_path: Path) -> None:
+    """An image, or an engine; nothing is started."""
+    image = demo("--provider", "docker", "--image", "no-such", **dockerd.environ)
+    engine = demo("--provider", "docker", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+
+    assert (image.returncode, engine.returncode) == (1, 1)
+    assert "docker pull no-such" in image.stderr
+    assert "is the engine running?" in engine.stderr
 
 
 def test_the_demo_fails_when_sandboxes_are_left() -> None:
