@@ -645,6 +645,14 @@ RECONCILE_MUTANTS = (
         at("reconcile", "a_database_that_never_had_a_sandbox_is_not_believed"),
     ),
     Mutant(
+        "what two pages show is seen twice",
+        "L4: a second look is another pass",
+        "core/reconcile/listing.py",
+        " or info.ref.external_id in self._ids:",
+        ":",
+        at("reconcile", "what_two_pages_show_is_one"),
+    ),
+    Mutant(
         "a hold does not stop forgetting",
         "H1: while everything is held no row is deleted",
         "core/store/retention.py",

@@ -510,6 +510,23 @@ def test_of_half_a_listing_nothing_is_concluded(
     assert keeper.get("gone").status is SessionStatus.ACTIVE
 
 
+def test_what_two_pages_show_is_one(store: Store, engine: Engine, clock: FrozenClock) -> None:
+    """L4: it moved from page to page while they were read; that is no second look."""
+
+    class Moving(FakeCloud):
+        def list(self, labels: Mapping[str, str], *, cursor: str | None, deadline: float) -> Page:
+            page = super().list(labels, cursor=None, deadline=deadline)
+            return Page(items=page.items, cursor=None if cursor else "2")
+
+    cloud = Moving(clock=clock)
+    orphan = plant(cloud, store)
+
+    report = compare(reconciler_of(store, cloud))
+
+    assert counted(report) == {"listed": 1, "rowless": 1, "watched": 1}
+    assert sightings(engine) == {orphan.external_id: 1}
+
+
 def test_a_listing_that_goes_round_in_circles_is_none(store: Store, clock: FrozenClock) -> None:
     """S4: a provider that gives a cursor twice never comes to an end."""
 

@@ -19,15 +19,21 @@ class Listing:
     of: dict[str, list[tuple[SandboxInfo, Ownership]]] = field(default_factory=dict)
     listed: int = 0
     foreign: int = 0
+    _ids: set[str] = field(default_factory=set)
 
     @property
     def owned(self) -> int:
         return self.listed - self.foreign
 
     def take(self, info: SandboxInfo, installation: str) -> None:
-        """Note one that the provider shows."""
-        if info.state is ProviderState.GONE:
+        """
+        Note one that the provider shows. Who moves from page to page while they are read, as a
+        sandbox that is resumed does, is shown twice and is one.
+        """
+        if info.state is ProviderState.GONE or info.ref.external_id in self._ids:
             return
+        if info.ref.external_id is not None:
+            self._ids.add(info.ref.external_id)
         self.listed += 1
         owned = ownership(info.ref.name, info.labels, installation)
         if owned is None or not _can_be_noted(info.ref.external_id):
