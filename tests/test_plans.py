@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
@@ -23,6 +22,7 @@ from core.policy import Policy
 from core.reaper import Reaper
 from core.store import Store
 from core.wiring import make_engine
+from tests.crowd import fill
 from tests.fakes import FakeCloud
 from tests.services import Databases
 
@@ -30,30 +30,6 @@ SESSIONS = 100_000
 POLICY = Policy(batch=50)
 SLACK = 16  # rows: pages that are pruned, a row of the installation, the ends of ranges
 
-# A tenth of the sessions ended long ago, a hundredth of the sandboxes is still closing and not due,
-# the rest runs and is due later. `due` sessions are overdue and idle.
-FILL = """
-INSERT INTO sessions (id, tenant, status, generation, turn_count, turns_before, idle_ttl, max_turn,
-    metadata, created_at, opened_at, last_activity_at, due_at, ended_at, end_reason)
-SELECT 'conv-' || n, 'default', CASE WHEN n % 10 = 0 THEN 'ended' ELSE 'active' END, 1, 1, 0, 1800,
-    21600, '{}', now() - interval '1 day', now() - interval '1 day',
-    now() - interval '1 second' * (n % 800), now() + interval '1 second' * (900 + n % 800),
-    CASE WHEN n % 10 = 0 THEN now() - interval '1 hour' END, CASE WHEN n % 10 = 0 THEN 'idle' END
-FROM generate_series(1, %(sessions)s) AS n;
-INSERT INTO sandboxes (key, session_id, generation, provider, scope, spec, external_id, state,
-    due_at, not_before, attempts, claim_token, created_at, running_at, closing_at, gone_at)
-SELECT lpad(n::text, 26, '0'), 'conv-' || n, 1, 'fake', 'test-account', '{}', 'box-' || n,
-    CASE WHEN n % 10 > 0 THEN 'running' WHEN n % 100 = 0 THEN 'closing' ELSE 'gone' END,
-    CASE WHEN n % 100 = 0 THEN now() + interval '15 minutes' END,
-    CASE WHEN n % 100 = 0 THEN now() + interval '15 minutes' END,
-    0, 0, now() - interval '1 day', now() - interval '1 day',
-    CASE WHEN n % 10 = 0 THEN now() - interval '1 hour' END,
-    CASE WHEN n % 10 = 0 AND n % 100 > 0 THEN now() - interval '1 hour' END
-FROM generate_series(1, %(sessions)s) AS n;
-INSERT INTO turns (id, session_id, generation, holder, started_at, hard_until)
-SELECT 'turn-' || n, 'conv-' || n, 1, 'holder', now(), now() + interval '6 hours'
-FROM generate_series(1, %(sessions)s) AS n WHERE n % 10 > 0;
-"""
 MAKE_DUE = """
 UPDATE sessions SET due_at = now() - interval '1 minute',
     last_activity_at = now() - interval '2 hours'
@@ -92,10 +68,7 @@ def listening(engine: Engine) -> Iterator[list[Heard]]:
 def crowded_url(postgresql_databases: Databases) -> Iterator[str]:
     """A PostgreSQL database with a hundred thousand sessions, none of them due."""
     with postgresql_databases.fresh() as url:
-        with closing(psycopg.connect(url, autocommit=True)) as connection:
-            for statement in FILL.split(";\n")[:3]:
-                connection.execute(statement.replace("%(sessions)s", str(SESSIONS)).encode())
-            connection.execute("VACUUM ANALYZE")
+        fill(url, SESSIONS)
         yield url
 
 

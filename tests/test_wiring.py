@@ -12,11 +12,18 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, event, func, select
 
-from core import migrations
-from core.errors import SandkeeperError, SchemaOutdated, SettingsError, StoreUnavailable
+from core import migrations, wiring
+from core.errors import (
+    SandkeeperError,
+    SchemaOutdated,
+    SessionNotFound,
+    SettingsError,
+    StoreUnavailable,
+)
 from core.lifecycle import Keeper
 from core.model import SandboxState
 from core.reaper import TeardownOutcome
@@ -435,3 +442,45 @@ print(code, backend() == parents)
     )
 
     assert run.stdout.split() == ["10", "True"], run.stderr
+
+
+def _end_connections(url: str) -> None:
+    """As a server that was restarted does: all that rest in the pool are ended."""
+    with closing(psycopg.connect(url, autocommit=True)) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+def test_a_connection_that_rested_is_asked_before_it_is_used(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes first after the server was restarted does not pay for it."""
+    monkeypatch.setattr(wiring, "RESTED", 0.0)
+    engine = make_engine(postgresql_url)
+    store = Store(engine)
+    _end_connections(postgresql_url)
+
+    with Keeper(store, FakeCloud()) as keeper, pytest.raises(SessionNotFound):
+        keeper.get("conv")
+    engine.dispose()
+
+
+def test_one_that_was_in_use_a_moment_ago_fails_once_and_is_replaced(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked for it, and the error says that it may be tried again."""
+    monkeypatch.setattr(wiring, "RESTED", 600.0)
+    engine = make_engine(postgresql_url)
+    store = Store(engine)
+    with Keeper(store, FakeCloud()) as keeper:
+        with pytest.raises(SessionNotFound):
+            keeper.get("conv")
+        _end_connections(postgresql_url)
+
+        with pytest.raises(StoreUnavailable):
+            keeper.get("conv")
+        with pytest.raises(SessionNotFound):
+            keeper.get("conv")
+    engine.dispose()
