@@ -135,6 +135,14 @@ MUTANTS = (
         at("reaper", "a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it"),
     ),
     Mutant(
+        "waiting to begin counts as time for heartbeats",
+        "S5: after an outage the first heartbeat comes before the second look",
+        SWEEPS,
+        '"since": watched.since, "latest": latest}',
+        '"since": watched.since, "latest": watched.latest()}',
+        at("reaper", "a_sweep_that_waited_to_begin_ends_nobody"),
+    ),
+    Mutant(
         "a jump is forgotten",
         "L1, S1: what was noticed before it proves nothing",
         "core/timekeeper.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from core.policy import Policy
 from core.reaper import Reaper, SweepReport, TeardownOutcome
 from core.schema import sandboxes, sessions
 from core.store import Store
+from core.store.database import Move
 from core.timekeeper import Timekeeper
 from core.wiring import prepare
 from tests.factories import policy
@@ -503,6 +505,33 @@ def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
     next_one = watchful.sweep()
 
     assert (during, next_one.ended, next_one.noticed) == (0, 0, 1)
+
+
+def test_a_sweep_that_waited_to_begin_ends_nobody(
+    *,
+    keeper: Keeper,
+    watchful: Reaper,
+    clock: FrozenClock,
+    world: FrozenClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S5: what kept it waiting has kept the heartbeats waiting too; the next sweep ends."""
+    keeper.open("conv")
+    clock.advance(IDLE_TTL)
+    world.advance(IDLE_TTL)
+    watchful.sweep()
+    move = watchful.store.database.move
+
+    def waits() -> AbstractContextManager[Move]:
+        clock.advance(CONFIRM)
+        world.advance(CONFIRM)
+        return move()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watchful.store.database, "move", waits)
+        during = watchful.sweep().ended
+
+    assert (during, watchful.sweep().ended) == (0, 1)
 
 
 def test_a_notice_from_the_future_does_not_hold_up_the_end(
