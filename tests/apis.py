@@ -150,8 +150,9 @@ def _handler_of(api: Api) -> type[BaseHTTPRequestHandler]:
             if reply is None:
                 self.close_connection = True
                 return
-            self.send_response(reply.status)
-            for name, value in {**JSON, **reply.headers}.items():
+            self.send_response_only(reply.status)
+            date = {"Date": self.date_time_string()}  # a fake may have a clock of its own
+            for name, value in {**date, **JSON, **reply.headers}.items():
                 self.send_header(name, value)
             if reply.status != 204:
                 self.send_header("Content-Length", str(len(reply.content)))

@@ -10,7 +10,7 @@ import signal
 import socket
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.services import ServiceMissing, temporary_directory
 
 IMAGE = "sandkeeper-test:latest"
 COMMAND = 'CMD ["sh", "-c", "echo of the image; sleep 1000000"]'
-TOOLS = ("sh", "sleep", "cat", "date", "mv", "rm", "echo", "touch", "id", "env", "stat")
+TOOLS = ("sh", "sleep", "cat", "date", "mv", "rm", "echo", "touch", "id", "env", "stat", "tail")
 START_LIMIT = 60.0  # seconds
 # It starts its own containerd, which has to go as well before the next one can start.
 OPTIONS = ("--storage-driver=vfs", "--iptables=false", "--ip6tables=false", "--bridge=none")
@@ -85,6 +85,15 @@ class DockerEngine:
             caller.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
             return b" 200 " in caller.recv(100)
         return False
+
+    def load(self, image: str, *, files: Mapping[str, bytes] | None = None) -> None:
+        """Give it an image of busybox, with these programs besides."""
+        name, _, tag = image.partition(":")
+        client = self.client()
+        client.import_image_from_data(
+            _busybox(shutil.which("busybox") or "", files or {}), name, tag, changes=[COMMAND]
+        )
+        client.close()
 
     def clear(self) -> None:
         """Remove every container."""
@@ -147,11 +156,7 @@ def docker_engine() -> Iterator[DockerEngine]:
         stack.callback(_remove, engine.folder)
         engine.start()
         stack.callback(engine.stop)
-        client = engine.client()
-        name, _, tag = IMAGE.partition(":")
-        client.import_image_from_data(
-            _busybox(shutil.which("busybox") or ""), name, tag, changes=[COMMAND]
-        )
+        engine.load(IMAGE)
         stack.callback(engine.clear)
         yield engine
 
@@ -163,8 +168,8 @@ def _remove(folder: Path) -> None:
         Popen(["umount", "-l", path]).wait()
 
 
-def _busybox(path: str) -> bytes:
-    """A file system with one static program under several names."""
+def _busybox(path: str, files: Mapping[str, bytes]) -> bytes:
+    """A file system with one static program under several names, and these files."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
         # First, or they would be made for root alone, who has no rights in a sandbox.
@@ -177,6 +182,10 @@ def _busybox(path: str) -> bytes:
             link = tarfile.TarInfo(f"bin/{tool}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o755
+            tar.addfile(entry, io.BytesIO(content))
     return made.getvalue()
 
 

@@ -55,6 +55,21 @@ exec "$0/postgres" -D data -k "$PWD" -c listen_addresses= -c max_connections=200
     -c shared_buffers=32MB -c fsync=off -c synchronous_commit=off -c full_page_writes=off
 """
 
+OPENSANDBOX = """\
+[server]
+host = "127.0.0.1"
+port = {port}
+api_key = "{key}"
+[runtime]
+type = "docker"
+execd_image = "{execd_image}"
+[docker]
+network_mode = "host"
+[store]
+type = "sqlite"
+path = "{directory}/store.db"
+"""
+
 VALKEY = """\
 bind 127.0.0.1
 port {port}
@@ -296,6 +311,33 @@ def _wheel(name: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
+# OpenSandbox
+
+
+@contextmanager
+def opensandbox(vendors: Path, docker_host: str, execd_image: str, key: str) -> Iterator[Service]:
+    """
+    The vendor's own server, from the folder of programs `vendors`. Its sandboxes are containers of
+    that engine. They share our network: no other works without changing the host's.
+    """
+    with ExitStack() as stack:
+        directory = temporary_directory(stack)
+        port = _free_port()
+        (directory / "config.toml").write_text(
+            OPENSANDBOX.format(port=port, key=key, execd_image=execd_image, directory=directory)
+        )
+        # It keeps renewed expiries in its home.
+        environ = [f"DOCKER_HOST={docker_host}", f"HOME={directory}"]
+        program = [str(vendors / "opensandbox-server"), "--config", str(directory / "config.toml")]
+        pid = _guarded(stack, directory, ["env", *environ, *program], end=signal.SIGTERM)
+        _wait_for(lambda: _connect(port), OSError, directory, patience=100.0)
+        yield Service(url=f"http://127.0.0.1:{port}", found="opensandbox-server", pid=pid)
+
+
+def _connect(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port), timeout=LOOK_LIMIT).close()
+
+
 def temporary_directory(stack: ExitStack, owner: str | None = None) -> Path:
     """One that goes when the stack is unwound."""
     directory = Path(tempfile.mkdtemp(prefix="sandkeeper-"))
@@ -335,8 +377,13 @@ def _guarded(
     return int(guardian.stdout.readline())
 
 
-def _wait_for(attempt: Callable[[], None], failure: type[Exception], directory: Path) -> None:
-    limit = time.monotonic() + START_LIMIT
+def _wait_for(
+    attempt: Callable[[], None],
+    failure: type[Exception],
+    directory: Path,
+    patience: float = START_LIMIT,
+) -> None:
+    limit = time.monotonic() + patience
     while True:
         try:
             return attempt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import pytest
 
 from core.events import EventKind
 from core.model import SandboxState, SessionStatus
+from core.providers.registry import BUILT_IN
 from core.settings import PREFIX, PROVIDER_PREFIXES, Settings
 from tasks.cli import main
 
@@ -81,8 +83,8 @@ def test_the_diagram_shows_every_state(state: str) -> None:
     "page", [page for page in PAGES if page.name != "settings.md"], ids=lambda page: page.name
 )
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
-    """A SANDKEEPER_ name on a page is a setting, or one of a provider's."""
-    known = {name.upper() for name in Settings.model_fields}
+    """A SANDKEEPER_ name on a page is a setting, one of a provider's, or one of the tests'."""
+    known = {"TEST_KUBECONFIG", *(name.upper() for name in Settings.model_fields)}
     named = set(re.findall(r"\bSANDKEEPER_([A-Z_]+[A-Z])\b", page.read_text(encoding="utf-8")))
     providers = tuple(prefix.removeprefix(PREFIX) for prefix in PROVIDER_PREFIXES)
 
@@ -114,3 +116,48 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     broken = [link for link in links if not (page.parent / link).exists()]
 
     assert broken == []
+
+
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [
+        ("daytona", ["daytona_options:DaytonaOptions"]),
+        ("docker", ["docker_options:DockerOptions"]),
+        ("e2b", ["e2b_options:E2BOptions"]),
+        ("kubernetes", ["kubernetes_options:PodOptions", "kubernetes_options:ClaimOptions"]),
+        ("modal", ["modal_options:ModalOptions"]),
+        ("opensandbox", ["opensandbox_options:OpenSandboxOptions"]),
+    ],
+)
+def test_a_provider_s_page_has_its_options(page: str, options: list[str]) -> None:
+    """Every option of the code is named, and every option of the table exists."""
+    text = (ROOT / "docs" / "providers" / f"{page}.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| option \|.*?\n\n", text, re.DOTALL)
+    in_table = set(
+        re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    )
+    known: set[str] = set()
+    for one in options:
+        module, name = one.split(":")
+        known |= set(getattr(import_module(f"core.providers.{module}"), name).model_fields)
+
+    named = set(re.findall(r"`(\w+)`", text))
+
+    assert in_table <= known
+    assert known <= named
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_every_provider_has_a_page_and_a_row_in_each_table(name: str) -> None:
+    """Whoever chooses one finds it wherever they are compared."""
+    index = (ROOT / "docs" / "providers.md").read_text(encoding="utf-8")
+
+    assert (ROOT / "docs" / "providers" / f"{name}.md").is_file()
+    assert (
+        len(
+            re.findall(
+                rf"^\| (?:\[`{name}`\]\(providers/{name}.md\)|`{name}`)", index, re.MULTILINE
+            )
+        )
+        >= 4
+    )

@@ -47,8 +47,12 @@ def drawn() -> list[tuple[int, str, str]]:
 
 
 def real(error: type[SandkeeperError], depth: int = 0) -> list[tuple[int, str]]:
-    """The tree of the classes, in the order in which they are defined."""
-    below = [line for child in error.__subclasses__() for line in real(child, depth + 1)]
+    """
+    The tree of the classes, in the order in which they are defined. A provider may refine one for
+    itself: whoever catches its errors sees the class above.
+    """
+    ours = [child for child in error.__subclasses__() if child.__module__ == errors.__name__]
+    below = [line for child in ours for line in real(child, depth + 1)]
     return [(depth, error.__name__), *below]
 
 

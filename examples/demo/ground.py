@@ -91,5 +91,6 @@ class Containers:
             with suppress(self._refused):  # it does not run
                 table = self._client.top(name)
                 column = table["Titles"].index("PID")
-                found[name] = [int(row[column]) for row in table["Processes"]]
+                rows = table["Processes"] or ()  # none when it has just ended
+                found[name] = [int(row[column]) for row in rows]
         return found

@@ -82,7 +82,7 @@ def test_an_engine_that_is_killed_in_a_teardown_leaves_nothing(
     docker_site: Callable[..., Site], dockerd: DockerEngine, docker_client: docker.APIClient
 ) -> None:
     """L3: while nobody answers nothing is gone, and it is asked until everything is."""
-    site = docker_site(IDLE_TTL=60.0)
+    site = docker_site(IDLE_TTL=60.0, CREATE_DEADLINE=20.0)  # an engine under load takes seconds
     ids = [f"conv-{number}" for number in range(12)]
     for of in ids:
         site.keeper.open(of)
@@ -121,7 +121,8 @@ def test_no_container_outlives_an_api_server_that_was_killed(
     site.worker(concurrency=8)
     site.beat()
     api = site.api("crowd", ids=[f"conv-{n}" for n in range(CROWD)], threads=8, seed=1)
-    site.until(lambda: len(api.said("open")) == CROWD, "all are open", 120)
+    # Within the TTL of the first, or they would not all be alive when it is killed.
+    site.until(lambda: len(api.said("open")) == CROWD, "all are open", 60)
     alive = len(states(docker_client))
 
     killed_at = api.program.kill()
@@ -132,5 +133,5 @@ def test_no_container_outlives_an_api_server_that_was_killed(
 
     print(f"{alive} containers, the last gone {took:.1f} s after the kill")  # noqa: T201
     record_property("timing", f"gone {took:.1f} s after the kill")
-    assert alive > CROWD / 2
+    assert alive == CROWD
     assert len(site.recorded("sandbox_gone")) == len(site.sandboxes()) >= CROWD

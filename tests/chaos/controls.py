@@ -106,7 +106,7 @@ CONTROLS: Mapping[str, Control] = {
                     file="core/teardown.py",
                     old="        except ProviderError as error:\n"
                     "            return self._failed(claim, worker, error)\n",
-                    new="        except ProviderError:\n            pass\n",
+                    new="        except ProviderError:\n            left = None\n",
                 )
             ],
         ),
@@ -148,8 +148,14 @@ CONTROLS: Mapping[str, Control] = {
                     old="            self.publish_lease,\n            self.retry_max,\n",
                     new="            86400.0,\n            self.retry_max,\n",
                 ),
+                # A message waits for milliseconds, and wipes seldom meet one: lose a third of them.
+                Edit(
+                    file="tasks/doorbell.py",
+                    old="teardown.apply_async(pair, producer",
+                    new="time.monotonic_ns() % 3 and teardown.apply_async(pair, producer",
+                ),
             ],
-            only=("broker_wipe", "worker_killed", "broker_outage", "all_killed"),
+            only=("broker_wipe", "worker_killed"),
         ),
         Control(
             name="clock-never-steps-back",

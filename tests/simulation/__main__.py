@@ -21,7 +21,7 @@ from tests.simulation.faults import Fault
 from tests.simulation.hunt import Hunt, hunt_all, median
 from tests.simulation.mutants import UNSEEN, chosen
 
-MOST = 300  # worlds for one mutant
+WORLDS, MOST = 200, 300  # how many unless told: of them all, and for one mutant
 SHOWN = 20  # violations, of so many as there may be
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Do what the command line says; 1 when a promise was broken or a mutant not found."""
     options = _parser().parse_args(arguments)
     if options.report:
-        stop = options.seed + options.worlds * options.step
+        stop = options.seed + (options.worlds or WORLDS) * options.step
         crowd.tell(range(options.seed, stop, options.step), stop=options.stop)
         return 0
     if options.replay is not None:
@@ -43,12 +43,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./run simulate", description=(__doc__ or "").split("\n\n", maxsplit=1)[0].strip()
     )
-    parser.add_argument("--worlds", type=int, default=200, help="how many (200)")
+    parser.add_argument(
+        "--worlds", type=int, help=f"how many ({WORLDS}; for a mutant at most, {MOST})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first one's seed (0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--replay", type=int, metavar="SEED", help="show every step of one world")
     parser.add_argument("--mutants", action="store_true", help="take every safeguard away, once")
-    parser.add_argument("--mutant", metavar="NAME", help="take this one away")
+    parser.add_argument(
+        "--mutant", metavar="NAME", action="append", default=[], help="take this one away"
+    )
     parser.add_argument("--markdown", action="store_true", help="the mutants as a table for docs")
     parser.add_argument("--report", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--stop", action="store_true", help=argparse.SUPPRESS)
@@ -58,14 +62,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _worlds(options: argparse.Namespace) -> int:
     total, began, shown = Sum(), time.monotonic(), 0.0
-    for report in crowd.spread(options.seed, options.worlds, options.jobs):
+    wanted = options.worlds or WORLDS
+    for report in crowd.spread(options.seed, wanted, options.jobs):
         total.add(report)
         if report.promise and len(total.broken) <= SHOWN:
             _say(f"\nworld {report.seed} ({report.foci}): {shortened(report.how)}")
             _say(f"  to see it: ./run simulate --replay {report.seed}")
         if time.monotonic() - shown > 0.5 and sys.stderr.isatty():
             shown = time.monotonic()
-            sys.stderr.write(f"\r{total.worlds} of {options.worlds} worlds ")
+            sys.stderr.write(f"\r{total.worlds} of {wanted} worlds ")
             sys.stderr.flush()
     _summary(total, time.monotonic() - began)
     return 1 if total.broken else 0
@@ -82,14 +87,16 @@ def _summary(total: Sum, took: float) -> None:
 
 
 def _mutants(options: argparse.Namespace) -> int:
-    mutants = [m for m in chosen() if options.mutant in (None, m.name)]
-    if not mutants:
-        _say(f"no mutant is called {options.mutant!r}: {', '.join(m.name for m in chosen())}")
+    known = {mutant.name: mutant for mutant in chosen()}
+    if unknown := [name for name in options.mutant if name not in known]:
+        _say(f"no mutant is called {unknown[0]!r}: {', '.join(known)}")
         return 2
+    mutants = [known[name] for name in options.mutant or known]
+    most = options.worlds or MOST
     hunts = []
     if options.markdown:
         _say("| Safeguard taken away | Promise | Found after | Broken |\n|---|---|---:|---|")
-    for hunt in hunt_all(mutants, first=options.seed, most=MOST, jobs=options.jobs):
+    for hunt in hunt_all(mutants, first=options.seed, most=most, jobs=options.jobs):
         hunts.append(hunt)
         _say(_row(hunt) if options.markdown else _line(hunt, whole=bool(options.mutant)))
     if options.markdown and not options.mutant:

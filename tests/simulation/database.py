@@ -73,6 +73,10 @@ class Server:
         assert actor.opened_at is not None, "only while it is open"
         return EPOCH + timedelta(seconds=actor.opened_at)
 
+    def seen(self, actor: Actor) -> datetime:
+        """The time now, for his transaction: a clock that was set ahead meanwhile was not seen."""
+        return self.clock() - timedelta(seconds=max(0.0, self.step - actor.opened_step))
+
     def step_clock(self, seconds: float) -> None:
         """The clock is set, as it happens after a failover or a wrong time server."""
         self.step += seconds

@@ -72,6 +72,7 @@ class Wire:
         server.check_up()
         self._began = scheduler.now
         scheduler.actor.opened_at = scheduler.now + server.step
+        scheduler.actor.opened_step = server.step
         if server.flavour is Flavour.SQLITE:
             server.acquire(self)
 

@@ -48,6 +48,7 @@ class Actor:
     greenlet: greenlet
     wake: int = 0
     opened_at: float | None = None  # when its transaction began, by the database's clock
+    opened_step: float = 0.0  # how far that clock was off then
     attempt: tuple[str, int, str] | None = None  # the session, generation and name of a worker's
 
 
