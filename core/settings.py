@@ -22,7 +22,14 @@ from .errors import SettingsError
 
 PREFIX = "SANDKEEPER_"
 # A provider reads and checks its own; the last marks whatever runs inside a local sandbox.
-PROVIDER_PREFIXES = ("SANDKEEPER_LOCAL_", "SANDKEEPER_DOCKER_", "SANDKEEPER_SANDBOX")
+PROVIDER_PREFIXES = (
+    "SANDKEEPER_DOCKER_",
+    "SANDKEEPER_KUBERNETES_",
+    "SANDKEEPER_LOCAL_",
+    "SANDKEEPER_MODAL_",
+    "SANDKEEPER_OPENSANDBOX_",
+    "SANDKEEPER_SANDBOX",
+)
 SECRETS = ("DATABASE_URL", "BROKER_URL")  # may also come from a file: NAME_FILE
 HIDDEN = (*SECRETS, "SPEC")  # a sandbox's environment has keys and passwords too
 LONGEST = 315_576_000.0  # ten years in seconds; the tables' CHECKs repeat it

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field
 
 from ..errors import InvalidSpec
 from .base import Spec
+from .options import Listed, Options, check_text
 
 Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*[bkmg]?$")]
 Path = Annotated[str, Field(pattern=r"^/[^:]*$", max_length=4096)]
+LinuxCapability = Annotated[str, Field(pattern="^[A-Z_]+$")]
 
 
-class DockerOptions(BaseModel):
+class DockerOptions(Options):
     """The `options` of a spec. What runs in a sandbox is taken to be hostile."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     cpus: Annotated[float, Field(gt=0, le=1024, strict=False)] = 1.0
     memory: Size = "1g"  # swap included
@@ -27,27 +27,9 @@ class DockerOptions(BaseModel):
     workdir: Path = "/workspace"
     # By number, as uid or uid:gid: `workdir` is made theirs. None for the image's.
     user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
-    capabilities: tuple[Annotated[str, Field(pattern="^[A-Z_]+$")], ...] = ()  # kept; else dropped
+    capabilities: Annotated[tuple[LinuxCapability, ...], Listed] = ()  # kept; all else is dropped
     new_privileges: bool = False
     runtime: str | None = None  # runsc, kata; None for the engine's
-
-    @field_validator("capabilities", mode="before")
-    @classmethod
-    def _list(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
-    @classmethod
-    def of(cls, spec: Spec) -> Self:
-        """Raises InvalidSpec, with the name of the option and what it may be."""
-        try:
-            return cls.model_validate(dict(spec.options))
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            known = ", ".join(cls.model_fields)
-            raise InvalidSpec(
-                f"options.{name} {first.get('input')!r}: {first['msg']}; known are {known}"
-            ) from error
 
     def host_config(self, *, owned: bool) -> dict[str, Any]:
         """
@@ -78,10 +60,5 @@ def check(spec: Spec, labels: Mapping[str, str]) -> DockerOptions:
     """Raises InvalidSpec that names what is wrong with it; nothing was sent."""
     if not spec.image:
         raise InvalidSpec("image: provider `docker` needs one, such as python:3.13-slim")
-    for text in (spec.image, *spec.command, *spec.env, *spec.env.values(), *labels.values()):
-        if "\0" in text:
-            raise InvalidSpec(f"{text!r}: give text without NUL")
-    for key in spec.env:
-        if not key or "=" in key:
-            raise InvalidSpec(f"env {key!r}: a name is not empty and has no `=`")
+    check_text(spec, labels)
     return DockerOptions.of(spec)

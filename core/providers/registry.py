@@ -10,8 +10,17 @@ from ..errors import SettingsError, words
 from .base import SandboxProvider
 
 GROUP = "sandkeeper.providers"
-BUILT_IN = {"docker": ".docker:DockerProvider", "local": ".local:LocalProvider"}
-EXTRAS = {"docker"}  # what needs more than Sandkeeper itself does, by the name of its extra
+BUILT_IN = {
+    "daytona": ".daytona:DaytonaProvider",
+    "docker": ".docker:DockerProvider",
+    "e2b": ".e2b:E2BProvider",
+    "kubernetes": ".kubernetes:KubernetesProvider",
+    "local": ".local:LocalProvider",
+    "modal": ".modal:ModalProvider",
+    "opensandbox": ".opensandbox:OpenSandboxProvider",
+}
+# What needs more than Sandkeeper itself does, by the name of its extra.
+EXTRAS = {"docker", "kubernetes", "modal"}
 METHODS = ("from_env", "scope", "create", "get", "destroy", "list", "extend")
 
 

@@ -6,7 +6,8 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -151,6 +152,15 @@ class Rest:
                 self._client = httpx2.Client(headers=self._headers)
                 weakref.finalize(self, self._client.close)  # a provider has no close of its own
             return self._client
+
+
+@contextmanager
+def only_looking() -> Iterator[None]:
+    """A look has no effect that could be unknown: OutcomeUnknown is Unavailable."""
+    try:
+        yield
+    except OutcomeUnknown as error:
+        raise Unavailable(str(error)) from error
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

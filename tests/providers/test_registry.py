@@ -56,9 +56,9 @@ def test_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("dokcer", "use docker, local"),
-        ("", "use docker, local"),
-        (":Class", "use docker, local"),
+        ("dokcer", "use daytona, docker, e2b, kubernetes, local, modal, opensandbox"),
+        ("", "use daytona, docker, e2b, kubernetes, local, modal, opensandbox"),
+        (":Class", "use daytona, docker, e2b, kubernetes, local, modal, opensandbox"),
         ("no_such_module:Class", "No module named 'no_such_module'"),
         ("core.providers.local:NoSuchClass", "NoSuchClass"),
         (f"{__name__}:NoProvider", "it has no scope, create, get, destroy, list, extend"),
