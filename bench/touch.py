@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -65,58 +66,41 @@ def run(here: Ground, live: int = LIVE) -> Iterator[Figure]:
 def _figures(found: dict[str, Cost]) -> Iterator[Figure]:
     base, touch, turn, beat = (found[name] for name in ("psycopg", "keeper", "turn", "beat"))
     peer = "one plain UPDATE"
-    yield Figure(
-        bench=NAME,
-        what="touch, CPU of the server",
-        ours=touch.cpu,
-        peer=base.cpu,
-        peer_is=peer,
-        unit="s",
-        at_most=1.1,
+    figure = partial(Figure, bench=NAME)
+    beside = partial(figure, peer_is=peer)
+    took = partial(figure, unit="s")
+    yield beside(
+        what="touch, CPU of the server", ours=touch.cpu, peer=base.cpu, unit="s", at_most=1.1
     )
-    yield Figure(
-        bench=NAME,
-        what="touch, write-ahead log",
-        ours=touch.wal,
-        peer=base.wal,
-        peer_is=peer,
-        unit="B",
-        at_most=1.1,
+    yield beside(
+        what="touch, write-ahead log", ours=touch.wal, peer=base.wal, unit="B", at_most=1.1
     )
-    yield Figure(
-        bench=NAME,
+    yield took(
         what="touch by the store",
         ours=found["store"].seconds,
         peer=base.seconds,
         peer_is=f"{peer}, psycopg",
-        unit="s",
     )
     if limit := found.get("pgbench"):
-        yield Figure(
-            bench=NAME,
+        yield took(
             what="touch by Lifecycle",
             ours=touch.seconds,
             peer=limit.seconds,
             peer_is=f"{peer}, pgbench",
-            unit="s",
             at_most=2.5,
         )
-    yield Figure(
-        bench=NAME,
+    yield took(
         what="begin and end of a turn",
         ours=turn.seconds,
         peer=2 * touch.seconds,
         peer_is="two touches",
-        unit="s",
         at_most=1.5,
     )
-    yield Figure(
-        bench=NAME,
+    yield took(
         what=f"heartbeat of one of {OPEN_TURNS:,} open turns",
         ours=beat.seconds,
         peer=touch.seconds,
         peer_is="a touch",
-        unit="s",
         at_most=0.2,
     )
 

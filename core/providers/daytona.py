@@ -30,6 +30,7 @@ from .daytona_answers import (
     sandbox,
 )
 from .daytona_options import request
+from .reading import our_labels
 from .rest import Answer, only_looking
 
 MINUTE = 60.0  # seconds: the unit of Daytona's TTL
@@ -237,8 +238,7 @@ def _made(answer: Answer, name: str, labels: Mapping[str, str]) -> Sandbox:
 
 
 def _ours(found: Sandbox, name: str, labels: Mapping[str, str]) -> Sandbox:
-    has = {key: value for key, value in found.labels.items() if key.startswith(LABEL_PREFIX)}
-    if found.name != name or has != labels:
+    if found.name != name or our_labels(found.labels) != labels:
         raise ForeignConflict(f"sandbox {name} exists with other labels: it is left alone")
     if found.is_leaving:
         raise Busy(f"sandbox {name} is being deleted: its name is free before long")

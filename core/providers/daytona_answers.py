@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Self
 
 from ..errors import Busy, InvalidSpec, OutcomeUnknown, ProviderError, QuotaExceeded, Unavailable
 from .base import ProviderState, SandboxInfo, SandboxRef
+from .reading import moment_if_any, text_labels
 from .rest import Answer
 
 STATES = {
@@ -68,10 +69,10 @@ class Sandbox:
         return cls(
             id=found,
             name=renamed["name"] if renamed else name,
-            labels=_labels(fields.get("labels")),
+            labels=text_labels(fields.get("labels")),
             state=_state(fields, renamed=renamed is not None),
-            created_at=_moment(fields.get("createdAt")),
-            expires_at=_moment(fields.get("autoDestroyAt")),
+            created_at=moment_if_any(fields.get("createdAt")),
+            expires_at=moment_if_any(fields.get("autoDestroyAt")),
         )
 
     @property
@@ -166,13 +167,7 @@ def _refusal(said: str, told: str) -> ProviderError:
 def _carries(item: object, labels: Mapping[str, str]) -> bool:
     if not isinstance(item, dict):
         return False
-    return labels.items() <= _labels(item.get("labels")).items()
-
-
-def _labels(found: object) -> dict[str, str]:
-    if not isinstance(found, dict):
-        return {}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    return labels.items() <= text_labels(item.get("labels")).items()
 
 
 def _state(fields: Mapping[str, Any], *, renamed: bool) -> ProviderState:
@@ -182,11 +177,3 @@ def _state(fields: Mapping[str, Any], *, renamed: bool) -> ProviderState:
     if deleted and said not in {ProviderState.GONE, ProviderState.FAILED}:
         return ProviderState.STOPPING
     return said
-
-
-def _moment(text: object) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(str(text))
-    except ValueError:
-        return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)

@@ -19,9 +19,10 @@ from docker.errors import APIError, NotFound
 
 from ..errors import Busy, ForeignConflict, InvalidSpec, SettingsError, Unavailable
 from . import docker_lease as lease
-from .base import LABEL_PREFIX, Capability, Page, ProviderState, SandboxInfo, SandboxRef, Spec
+from .base import Capability, Page, ProviderState, SandboxInfo, SandboxRef, Spec
 from .docker_engine import Engine
 from .docker_options import DockerOptions, check
+from .reading import moment, our_labels
 
 PREFIX = "SANDKEEPER_DOCKER_"
 SETTLES_WITHIN = 2.0  # seconds between a name that is taken and a container that can be seen
@@ -225,7 +226,7 @@ class DockerProvider:
             ref=SandboxRef(name=found["Name"].removeprefix("/"), external_id=found["Id"]),
             state=_state(found),
             labels=labels,
-            created_at=_moment(found["Created"]),
+            created_at=moment(found["Created"]),
             expires_at=expires,
         )
 
@@ -289,7 +290,7 @@ def _ours(
     if found is None:
         raise Unavailable(f"sandbox {name} was gone as soon as it was made; try again")
     has = found["Config"].get("Labels") or {}
-    if {key: value for key, value in has.items() if key.startswith(LABEL_PREFIX)} != labels:
+    if our_labels(has) != labels:
         raise ForeignConflict(f"container {name} exists with other labels: it is left alone")
     if _state(found) is ProviderState.STOPPING:
         raise Busy(f"container {name} is being removed: its name is free before long")
@@ -318,7 +319,3 @@ def _run(client: docker.APIClient, which: str, command: list[str]) -> datetime |
     except APIError:
         return None
     return datetime.fromtimestamp(int(said), UTC) if said.strip().isdigit() else None
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)

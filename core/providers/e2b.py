@@ -27,6 +27,7 @@ from ..errors import (
 from . import e2b_answers as answers
 from .base import LABEL_PREFIX, Capability, Page, ProviderState, SandboxInfo, SandboxRef, Spec
 from .e2b_options import body
+from .reading import our_labels
 from .rest import Answer, Rest, only_looking
 
 PREFIX = "SANDKEEPER_E2B_"
@@ -265,8 +266,7 @@ def _path(found: SandboxInfo) -> str:
 
 
 def _ours(found: SandboxInfo, labels: Mapping[str, str]) -> SandboxInfo:
-    has = {key: value for key, value in found.labels.items() if key.startswith(LABEL_PREFIX)}
-    if has != labels:
+    if our_labels(found.labels) != labels:
         raise ForeignConflict(
             f"sandbox {found.ref.external_id} is {found.ref.name} with other labels: it is left "
             "alone"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from ..errors import (
@@ -17,6 +17,7 @@ from ..errors import (
 )
 from ..model import sandbox_name
 from .base import LABEL_PREFIX, ProviderState, SandboxInfo, SandboxRef
+from .reading import moment_if_any, text_labels
 from .rest import Answer, only_looking
 
 STATES = {"running": ProviderState.RUNNING, "paused": ProviderState.PAUSED}
@@ -54,7 +55,7 @@ def info(found: object, answer: Answer) -> SandboxInfo | None:
     # Before its labels: what is no sandbox has none either, and would pass for somebody else's.
     if not isinstance(external_id, str) or not isinstance(state, str) or not external_id:
         raise unreadable(answer)
-    labels = _labels(found.get("metadata"))
+    labels = text_labels(found.get("metadata"))
     name = name_of(labels)
     if name is None:
         return None
@@ -160,12 +161,6 @@ def _message(answer: Answer) -> str:
     return str(_said(answer).get("message", ""))
 
 
-def _labels(metadata: object) -> dict[str, str]:
-    if not isinstance(metadata, dict):
-        return {}
-    return {key: value for key, value in metadata.items() if isinstance(value, str)}
-
-
 def _expiry(found: Mapping[str, Any]) -> datetime | None:
     """
     When it dies by itself. A paused one does not: its `endAt` is when it was paused. One that
@@ -175,8 +170,4 @@ def _expiry(found: Mapping[str, Any]) -> datetime | None:
     pauses = isinstance(lifecycle, dict) and lifecycle.get("onTimeout") == "pause"
     if found.get("state") != "running" or pauses:
         return None
-    try:
-        moment = datetime.fromisoformat(str(found.get("endAt")))
-    except ValueError:
-        return None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment_if_any(found.get("endAt"))

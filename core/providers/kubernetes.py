@@ -22,15 +22,15 @@ from ..errors import (
     QuotaExceeded,
     SettingsError,
     Unavailable,
-    Unsupported,
 )
-from .base import LABEL_PREFIX, Capability, Page, ProviderState, SandboxInfo, SandboxRef, Spec
+from .base import Capability, Page, ProviderState, SandboxInfo, SandboxRef, Spec
 from .kubernetes_agents import Claim, Sandbox
 from .kubernetes_calls import Calls
 from .kubernetes_cluster import PREFIX, Cluster
 from .kubernetes_errors import Status, failed, fields, has_conflict, is_not_there, refused
 from .kubernetes_kinds import Kind, PlainPod
-from .kubernetes_objects import Found, is_named, labels_of, metadata, moment, part
+from .kubernetes_objects import Found, is_named, labels_of, metadata, part
+from .reading import moment_if_any, our_labels
 
 SETTINGS = ("CONTEXT", "KIND", "NAMESPACE", "WAIT")
 LOOK_EVERY = (0.1, 2.0)  # seconds while a sandbox starts: first, and at most
@@ -151,8 +151,6 @@ class KubernetesProvider:
         Let it live `ttl` seconds from now, rounded up to a whole second. Raises Unsupported for a
         Pod, Unavailable when it is not there, has ended, or its time is over.
         """
-        if not self._kind.has_ttl:
-            raise Unsupported(f"{self._kind.plural} have no TTL that can be moved")
         for _ in range(ATTEMPTS):
             granted = self._extended(ref, ttl, deadline)
             if granted is not None:
@@ -161,10 +159,11 @@ class KubernetesProvider:
 
     def _extended(self, ref: SandboxRef, ttl: float, deadline: float) -> datetime | None:
         """Until when; None when somebody else changed it at the same moment."""
+        spec = self._kind.expiry(_from_now(ttl))
         found = _alive(self._calls.meant(ref, deadline), ref, self._kind)
         # With its version nothing is promised of an object that was changed, or deleted, since.
         version = {"resourceVersion": metadata(found).get("resourceVersion")}
-        changes = {"metadata": version, "spec": self._kind.expiry(_from_now(ttl))}
+        changes = {"metadata": version, "spec": spec}
         answer = self._calls.change(ref.name, changes, deadline)
         if has_conflict(answer, "Conflict"):
             return None
@@ -183,8 +182,7 @@ class KubernetesProvider:
             raise Busy(f"sandbox {name} was there and is gone: its name is free now")
         if not is_named(found, name):
             raise OutcomeUnknown(f"cannot create {name}: the answer is of something else")
-        has = labels_of(found)
-        if {key: value for key, value in has.items() if key.startswith(LABEL_PREFIX)} != labels:
+        if our_labels(labels_of(found)) != labels:
             raise ForeignConflict(f"{name} exists with other labels: it is left alone")
         if self._kind.state(found) is ProviderState.STOPPING:
             raise Busy(f"sandbox {name} is being deleted: its name is free before long")
@@ -217,7 +215,7 @@ class KubernetesProvider:
             ref=SandboxRef(name=str(known["name"]), external_id=str(known["uid"])),
             state=self._kind.state(found),
             labels=labels_of(found),
-            created_at=moment(known.get("creationTimestamp")),
+            created_at=moment_if_any(known.get("creationTimestamp")),
             expires_at=self._kind.expires_at(found),
         )
 

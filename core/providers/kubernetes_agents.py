@@ -15,8 +15,9 @@ from kubernetes import client
 from ..errors import InvalidSpec
 from .base import ProviderState, Spec
 from .kubernetes_kinds import RAW, pod_of
-from .kubernetes_objects import Found, condition_of, is_going, moment, part
+from .kubernetes_objects import Found, condition_of, is_going, part
 from .kubernetes_options import ClaimOptions, check, environment
+from .reading import moment_if_any
 
 KEY = "sandkeeper-key"
 EXPIRED = {"SandboxExpired", "ClaimExpired"}
@@ -111,7 +112,7 @@ class Sandbox(_Custom):
         return self._made("Sandbox", name, labels, {"podTemplate": template, **times})
 
     def expires_at(self, found: Found) -> datetime | None:
-        return moment(part(found, "spec").get("shutdownTime"))
+        return moment_if_any(part(found, "spec").get("shutdownTime"))
 
     def expiry(self, until: datetime) -> dict[str, Any]:
         # The policy's default would keep the object, and its name, when the time is over.
@@ -141,7 +142,7 @@ class Claim(_Custom):
         return self._made("SandboxClaim", name, labels, wanted)
 
     def expires_at(self, found: Found) -> datetime | None:
-        return moment((part(found, "spec").get("lifecycle") or {}).get("shutdownTime"))
+        return moment_if_any((part(found, "spec").get("lifecycle") or {}).get("shutdownTime"))
 
     def expiry(self, until: datetime) -> dict[str, Any]:
         # DeleteForeground: until its Sandbox and its Pod are gone, so is the claim not.

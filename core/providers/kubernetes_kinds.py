@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from kubernetes import client
 
-from ..errors import InvalidSpec
+from ..errors import InvalidSpec, Unsupported
 from .base import ProviderState, Spec
 from .kubernetes_objects import Found, is_going, metadata, part
 from .kubernetes_options import PodOptions, check
@@ -63,7 +63,7 @@ class Kind(Protocol):
         ...
 
     def expiry(self, until: datetime) -> dict[str, Any]:
-        """What in its spec makes the cluster remove it then."""
+        """What in its spec makes the cluster remove it then. Raises Unsupported without a TTL."""
         ...
 
     def create(self, api: client.ApiClient, namespace: str, body: dict[str, Any]) -> object: ...
@@ -128,7 +128,7 @@ class PlainPod:
         return None
 
     def expiry(self, until: datetime) -> dict[str, Any]:
-        raise NotImplementedError  # nobody asks: it has no TTL
+        raise Unsupported(f"{self.plural} have no TTL that can be moved")
 
     def create(self, api: client.ApiClient, namespace: str, body: dict[str, Any]) -> object:
         call: Any = client.CoreV1Api(api).create_namespaced_pod

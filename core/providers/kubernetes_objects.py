@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
+
+from .reading import text_labels
 
 Found = Mapping[str, Any]
 
@@ -27,10 +28,7 @@ def is_named(found: Found, name: str) -> bool:
 
 def labels_of(found: Found) -> dict[str, str]:
     """Those that are text."""
-    labels = metadata(found).get("labels")
-    if not isinstance(labels, dict):
-        return {}
-    return {key: value for key, value in labels.items() if isinstance(value, str)}
+    return text_labels(metadata(found).get("labels"))
 
 
 def is_going(found: Found) -> bool:
@@ -44,11 +42,3 @@ def condition_of(found: Found, kind: str) -> Mapping[str, Any]:
         if isinstance(condition, dict) and condition.get("type") == kind:
             return condition
     return {}
-
-
-def moment(text: object) -> datetime | None:
-    """A date of the API, aware; None when there is none, or none that can be read."""
-    try:
-        return datetime.fromisoformat(str(text)).astimezone(UTC) if text else None
-    except ValueError:
-        return None

@@ -31,6 +31,7 @@ from .modal_images import prepared
 from .modal_options import check
 from .modal_pages import labels_of, page
 from .modal_wire import NameTaken, NotThere, Wire
+from .reading import our_labels
 
 PREFIX = "SANDKEEPER_MODAL_"
 ADDRESSES = "https://api.modal.com,https://api.modal2.com"  # as Modal's own client has them
@@ -298,7 +299,6 @@ def _is_of(name: str, labels: Mapping[str, str]) -> bool:
 
 
 def _ours(found: SandboxInfo, labels: Mapping[str, str]) -> SandboxInfo:
-    has = {key: value for key, value in found.labels.items() if key.startswith(LABEL_PREFIX)}
-    if has != labels:
+    if our_labels(found.labels) != labels:
         raise ForeignConflict(f"sandbox {found.ref.name} runs with other tags: it is left alone")
     return found

@@ -36,7 +36,6 @@ from .opensandbox_answers import (
     failure,
     is_missing,
     looked,
-    moment,
     name_of,
     now_there,
     page,
@@ -46,6 +45,7 @@ from .opensandbox_answers import (
 )
 from .opensandbox_options import SHORTEST, body_of
 from .opensandbox_pages import everything
+from .reading import moment, our_labels
 from .rest import Answer, Rest
 
 DOMAIN, KEY = "OPEN_SANDBOX_DOMAIN", "OPEN_SANDBOX_API_KEY"
@@ -224,15 +224,10 @@ def _path(ref: SandboxRef) -> str:
 
 
 def _adopted(found: list[SandboxInfo], name: str, labels: Mapping[str, str]) -> SandboxInfo:
-    ours = [info for info in found if _our_labels(info) == labels]
+    ours = [info for info in found if our_labels(info.labels) == labels]
     if not ours:
         raise ForeignConflict(f"sandbox {name} exists with other labels: it is left alone")
     stays = [info for info in ours if info.state is not ProviderState.STOPPING]
     if not stays:
         raise Busy(f"sandbox {name} is being removed: another can be made before long")
     return stays[0]
-
-
-def _our_labels(info: SandboxInfo) -> dict[str, str]:
-    # An image's own labels are shown among them.
-    return {key: value for key, value in info.labels.items() if key.startswith(LABEL_PREFIX)}

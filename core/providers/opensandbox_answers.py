@@ -19,6 +19,7 @@ from ..errors import (
 )
 from ..model import sandbox_name
 from .base import LABEL_PREFIX, ProviderState, SandboxInfo, SandboxRef
+from .reading import moment, text_labels
 from .rest import Answer, only_looking
 
 Read = TypeVar("Read")
@@ -91,22 +92,13 @@ def page(
 
 def labels_of(said: Mapping[str, Any]) -> dict[str, str]:
     """Its metadata, as far as it is text."""
-    metadata = said.get("metadata")
-    if not isinstance(metadata, Mapping):
-        return {}
-    return {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return text_labels(said.get("metadata"))
 
 
 def name_of(labels: Mapping[str, str]) -> str:
     """The name that these labels make: there is no other."""
     said = (labels.get(f"{LABEL_PREFIX}{label}", "") for label in ("installation", "key"))
     return sandbox_name(*said)
-
-
-def moment(text: str) -> datetime:
-    """A date of the server's; one without a zone is in UTC."""
-    found = datetime.fromisoformat(text)
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def now_there(answer: Answer) -> datetime:

@@ -117,13 +117,7 @@ class Trial:
 
     def listed(self, labels: Mapping[str, str]) -> list[SandboxInfo]:
         """What all pages have."""
-        items: list[SandboxInfo] = []
-        cursor: str | None = None
-        while True:
-            page = self._page(labels, cursor)
-            items += page.items
-            if (cursor := page.cursor) is None:
-                return items
+        return all_items(partial(self._page, labels))
 
     def _page(self, labels: Mapping[str, str], cursor: str | None) -> Page:
         return self._timed(
@@ -155,6 +149,16 @@ class Trial:
         result = do()
         self.seconds[call].append(time.monotonic() - began)
         return result
+
+
+def all_items(look: Callable[[str | None], Page]) -> list[SandboxInfo]:
+    """What all pages of a listing have; `look` gives the one that a cursor leads to."""
+    page = look(None)
+    items = [*page.items]
+    while page.cursor is not None:
+        page = look(page.cursor)
+        items += page.items
+    return items
 
 
 def in_processes(count: int, call: Callable[..., Result], *arguments: object) -> list[Result]:

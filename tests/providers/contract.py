@@ -20,9 +20,19 @@ from typing import ClassVar
 
 import pytest
 
-from core.providers.base import Spec
+from core.providers.base import SandboxInfo, SandboxProvider, Spec
 from core.providers.contract import CHECKS, Check
-from core.providers.trial import Subject, Trial
+from core.providers.trial import Subject, Trial, all_items
+
+
+def soon() -> float:
+    """A deadline that is generous, and absolute."""
+    return time.monotonic() + 60
+
+
+def listed(provider: SandboxProvider, labels: Mapping[str, str]) -> list[SandboxInfo]:
+    """What all pages of a listing have."""
+    return all_items(lambda cursor: provider.list(labels, cursor=cursor, deadline=soon()))
 
 
 def eventually(condition: Callable[[], bool], patience: float = 30.0) -> None:

@@ -31,7 +31,7 @@ from core.providers import daytona
 from core.providers.base import Capability, ProviderState, SandboxInfo, SandboxRef, Spec
 from core.providers.daytona import DaytonaProvider
 from tests.apis import Api, Fault, Reply, serving
-from tests.providers.contract import ProviderContract, eventually
+from tests.providers.contract import ProviderContract, eventually, listed, soon
 from tests.providers.fake_daytona import KEY, OTHERS_KEY, OURS, SNAPSHOT, TOKEN, FakeDaytona
 
 ROOT = Path(__file__).parents[2]
@@ -67,13 +67,7 @@ class World:
 
     def listed(self) -> list[SandboxInfo]:
         """All pages."""
-        items: list[SandboxInfo] = []
-        cursor: str | None = None
-        while True:
-            page = self.provider.list(ALL, cursor=cursor, deadline=soon())
-            items += page.items
-            if (cursor := page.cursor) is None:
-                return items
+        return listed(self.provider, ALL)
 
     def sent(self) -> Any:
         """The body of the last create."""
@@ -83,11 +77,6 @@ class World:
 def environment(url: str, **more: str) -> dict[str, str]:
     """What a handle is made from."""
     return {"DAYTONA_API_URL": f"{url}/api", "DAYTONA_API_KEY": KEY, **more}
-
-
-def soon() -> float:
-    """A deadline that is generous."""
-    return time.monotonic() + 30
 
 
 def calls(provider: DaytonaProvider, ref: SandboxRef) -> list[Callable[[], object]]:

@@ -28,7 +28,7 @@ from core.errors import (
 from core.providers.base import Capability, ProviderState, SandboxRef, Spec
 from core.providers.docker import DockerProvider
 from tests.engines import IMAGE, DockerEngine
-from tests.providers.contract import ProviderContract, eventually
+from tests.providers.contract import ProviderContract, eventually, soon
 
 ROOT = Path(__file__).parents[2]
 LABELS = {"sandkeeper-installation": "abcd1234", "sandkeeper-schema": "1"}
@@ -57,11 +57,6 @@ def left_sockets() -> Iterator[None]:
     """Let docker-py's be collected here, where the warnings of it are expected."""
     yield
     gc.collect()
-
-
-def soon() -> float:
-    """A deadline that is generous."""
-    return time.monotonic() + 60
 
 
 def its_id(ref: SandboxRef) -> str:

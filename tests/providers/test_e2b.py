@@ -32,7 +32,7 @@ from core.providers import e2b
 from core.providers.base import ProviderState, SandboxInfo, SandboxRef, Spec
 from core.providers.e2b import E2BProvider
 from tests.apis import Api, Fault, Reply, serving
-from tests.providers.contract import ProviderContract
+from tests.providers.contract import ProviderContract, listed, soon
 from tests.providers.fake_e2b import API_KEY, Box, FakeE2B
 
 INSTALLATION = "abcd1234"
@@ -69,11 +69,6 @@ def environ_of(api: Api, key: str = API_KEY) -> dict[str, str]:
     return {"E2B_API_KEY": key, "E2B_API_URL": api.url}
 
 
-def soon() -> float:
-    """A deadline that is generous."""
-    return time.monotonic() + 60
-
-
 def make(
     provider: E2BProvider, spec: Spec = SPEC, ttl: float | None = 300.0, deadline: float = 0.0
 ) -> SandboxInfo:
@@ -92,17 +87,6 @@ def everything(provider: E2BProvider, ref: SandboxRef) -> list[Callable[[], obje
         lambda: provider.list(OURS, cursor=None, deadline=soon()),
         lambda: provider.extend(ref, ttl=9.0, deadline=soon()),
     ]
-
-
-def all_of(provider: E2BProvider) -> list[SandboxInfo]:
-    """Every page of ours."""
-    found, cursor = list[SandboxInfo](), None
-    while True:
-        page = provider.list(OURS, cursor=cursor, deadline=soon())
-        found += page.items
-        if page.cursor is None:
-            return found
-        cursor = page.cursor
 
 
 class TestContract(ProviderContract):
@@ -641,7 +625,7 @@ def test_what_is_not_ours_is_passed_over(provider: E2BProvider, cloud: FakeE2B) 
     cloud.make({**LABELS, "sandkeeper-installation": "otherone"})
     made = make(provider)
 
-    assert [item.ref for item in all_of(provider)] == [made.ref]
+    assert [item.ref for item in listed(provider, OURS)] == [made.ref]
 
 
 def test_metadata_that_is_no_object_is_passed_over(provider: E2BProvider, api: Api) -> None:
@@ -695,7 +679,7 @@ def test_a_stale_listing_is_not_asked_for_what_has_an_id(
 
     found = provider.get(made.ref, deadline=soon())
 
-    assert all_of(provider) == []
+    assert listed(provider, OURS) == []
     assert found is not None
     assert found.state is ProviderState.RUNNING
 
@@ -720,7 +704,7 @@ def test_a_paused_one_is_listed_has_no_expiry_and_can_be_destroyed(
     box = cloud.boxes[made.ref.external_id or ""]
     pause(cloud, box)
 
-    (item,) = all_of(provider)
+    (item,) = listed(provider, OURS)
     with pytest.raises(Unavailable, match="does not run"):
         provider.extend(made.ref, ttl=9.0, deadline=soon())
     provider.destroy(made.ref, deadline=soon())
@@ -863,5 +847,5 @@ def test_e2b_s_own_sdk_sees_what_we_made_and_the_other_way_round(
     assert said["killed"] == [True, False]
     assert provider.get(made.ref, deadline=soon()) is None
     assert list(cloud.boxes) == [said["own"]]
-    assert all_of(provider) == []
+    assert listed(provider, OURS) == []
     assert provider.get(replace(REF, external_id=said["own"]), deadline=soon()) is None

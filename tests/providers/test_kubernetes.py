@@ -38,7 +38,7 @@ from core.providers.base import Capability, ProviderState, SandboxInfo, SandboxR
 from core.providers.kubernetes import KINDS, KubernetesProvider
 from tests.apis import Api, Fault, Reply, serving
 from tests.forks import in_child
-from tests.providers.contract import ProviderContract, eventually
+from tests.providers.contract import ProviderContract, eventually, soon
 from tests.providers.fake_kubelet import POOL, cluster
 from tests.providers.fake_kubernetes import TOKEN, FakeKubernetes, written
 
@@ -107,11 +107,6 @@ def of_kind(environ: dict[str, str], kind: str, **settings: str) -> KubernetesPr
     """A handle for this kind."""
     wanted = {f"SANDKEEPER_KUBERNETES_{name}": value for name, value in settings.items()}
     return KubernetesProvider.from_env({**environ, "SANDKEEPER_KUBERNETES_KIND": kind, **wanted})
-
-
-def soon() -> float:
-    """A deadline that is generous."""
-    return time.monotonic() + 60
 
 
 def make(

@@ -35,7 +35,7 @@ from core.errors import (
 from core.providers.base import ProviderState, SandboxInfo, SandboxRef, Spec
 from core.providers.modal import ModalProvider
 from tests.forks import in_child
-from tests.providers.contract import ProviderContract, eventually
+from tests.providers.contract import ProviderContract, eventually, listed, soon
 from tests.providers.fake_modal import IMAGE, FakeModal
 from tests.providers.grpcs import Fault, serving
 
@@ -58,11 +58,6 @@ def modal() -> Iterator[FakeModal]:
 def provider(modal: FakeModal) -> ModalProvider:
     """A handle of it."""
     return ModalProvider.from_env(modal.environ)
-
-
-def soon() -> float:
-    """A deadline that is generous."""
-    return time.monotonic() + 60
 
 
 def make(
@@ -88,17 +83,6 @@ def calls_of(provider: ModalProvider, ref: SandboxRef = REF) -> list[Callable[[]
         lambda: provider.destroy(ref, deadline=soon()),
         lambda: provider.list(OURS, cursor=None, deadline=soon()),
     ]
-
-
-def listed(provider: ModalProvider) -> list[SandboxInfo]:
-    """What all pages have."""
-    items: list[SandboxInfo] = []
-    cursor: str | None = None
-    while True:
-        page = provider.list(OURS, cursor=cursor, deadline=soon())
-        items += page.items
-        if (cursor := page.cursor) is None:
-            return items
 
 
 class TestContract(ProviderContract):
@@ -264,7 +248,7 @@ def test_apps_and_environments_are_scopes_of_their_own(modal: FakeModal) -> None
     make(here)
 
     assert there.get(REF, deadline=soon()) is None
-    assert listed(there) == []
+    assert listed(there, OURS) == []
     assert there.scope() != here.scope()
     before = here.scope()
     modal.apps.clear()
@@ -532,7 +516,7 @@ def test_a_name_that_somebody_else_has_is_left_alone(
         make(provider)
     assert provider.get(REF, deadline=soon()) is None
     provider.destroy(REF, deadline=soon())
-    assert listed(provider) == []
+    assert listed(provider, OURS) == []
     assert len(modal.running()) == 1
 
 
@@ -567,7 +551,7 @@ def test_tags_of_somebody_else_do_no_harm(provider: ModalProvider, modal: FakeMo
     modal.boxes[str(ref.external_id)].tags["team"] = "a"
 
     assert make(provider).ref == ref
-    assert listed(provider)[0].labels == {**LABELS, "team": "a"}
+    assert listed(provider, OURS)[0].labels == {**LABELS, "team": "a"}
 
 
 def test_a_name_that_cannot_be_found_yet_is_waited_for(
@@ -619,7 +603,7 @@ def test_what_is_being_terminated_is_there_until_it_is_not(
 
     modal.boxes[str(ref.external_id)].ends_at = time.time()
     assert provider.get(ref, deadline=soon()) is None
-    assert listed(provider) == []
+    assert listed(provider, OURS) == []
 
 
 def test_one_that_ended_frees_its_name(provider: ModalProvider, modal: FakeModal) -> None:
@@ -652,14 +636,14 @@ def test_a_listing_says_until_when(provider: ModalProvider, modal: FakeModal) ->
     """As far as Modal does: its date and its life. Once that is over it is gone."""
     ref = make(provider, ttl=3600.0).ref
 
-    (item,) = listed(provider)
+    (item,) = listed(provider, OURS)
     assert (item.ref, item.state) == (ref, ProviderState.RUNNING)
     assert item.created_at is not None
     assert abs(item.created_at - datetime.now(UTC)) < timedelta(minutes=2)
     assert item.expires_at == item.created_at + timedelta(hours=1)
     modal.clock = lambda: time.time() + 3601
     assert provider.get(ref, deadline=soon()) is None
-    assert listed(provider) == []
+    assert listed(provider, OURS) == []
 
 
 # Listings
@@ -679,7 +663,7 @@ def test_all_pages_together_hold_each_once(modal: FakeModal, step: float) -> Non
     for place, box in enumerate(modal.boxes.values()):
         box.created_at = 1_795_600_000.1 + step * (place // 2)  # pairs of the same moment
 
-    assert sorted(item.ref.name for item in listed(provider)) == made
+    assert sorted(item.ref.name for item in listed(provider, OURS)) == made
 
 
 def test_half_a_listing_is_an_error(provider: ModalProvider, modal: FakeModal) -> None:
@@ -703,7 +687,7 @@ def test_a_listing_that_is_behind_hides_nothing_from_get(
     provider.destroy(old, deadline=soon())
     new = make(provider, key="l" * 26).ref
 
-    assert [item.ref for item in listed(provider)] == [old]
+    assert [item.ref for item in listed(provider, OURS)] == [old]
     assert provider.get(old, deadline=soon()) is None
     assert provider.get(SandboxRef(name=new.name), deadline=soon()) is not None
     assert make(provider, key="l" * 26).ref == new
@@ -727,7 +711,7 @@ def test_what_a_server_does_not_filter_is_filtered_here(
     answers = [[item, other, dead], [], []]
     modal.instead["SandboxListV2"] = lambda _: api_pb2.SandboxListResponse(sandboxes=answers.pop(0))
 
-    assert [found.ref for found in listed(provider)] == [ours]
+    assert [found.ref for found in listed(provider, OURS)] == [ours]
 
 
 # Processes
@@ -815,7 +799,7 @@ print(stranger.object_id, ours.object_id)
 """
     stranger, ours = run(program, modal.environ).split()
 
-    assert [item.ref.external_id for item in listed(provider)] == [ours]
+    assert [item.ref.external_id for item in listed(provider, OURS)] == [ours]
     assert make(provider).ref.external_id == ours
     provider.destroy(REF, deadline=soon())
     assert [box.id for box in modal.running()] == [stranger]
@@ -841,4 +825,4 @@ print(json.dumps([by_name.object_id, by_tags, running, by_name.get_tags(), by_na
     assert (found, by_tags, running) == (ref.external_id, [ref.external_id], True)
     assert (tags, code) == (LABELS, 137)
     assert provider.get(ref, deadline=soon()) is None
-    assert listed(provider) == []
+    assert listed(provider, OURS) == []

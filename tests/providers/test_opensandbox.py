@@ -43,7 +43,7 @@ from core.wiring import make_engine
 from tests.apis import Api, Fault, Reply, serving
 from tests.factories import policy
 from tests.fakes import FrozenClock, Idle
-from tests.providers.contract import ProviderContract
+from tests.providers.contract import ProviderContract, soon
 from tests.providers.fake_opensandbox import KEY, FakeOpenSandbox, refused
 
 NAME = sandbox_name("abcd1234", new_key(lambda _: 7))
@@ -85,11 +85,6 @@ def environ(api: Api) -> dict[str, str]:
 def provider(environ: Mapping[str, str]) -> OpenSandboxProvider:
     """A handle of it."""
     return OpenSandboxProvider.from_env(environ)
-
-
-def soon() -> float:
-    """A deadline that is generous."""
-    return time.monotonic() + 30
 
 
 def make(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from core.providers.rest import Rest
 from tests import services
 from tests.conftest import unavailable
 from tests.engines import IMAGE, DockerEngine
-from tests.providers.contract import ProviderContract, eventually
+from tests.providers.contract import ProviderContract, eventually, soon
 from tests.services import Service, ServiceMissing
 
 KEY = "a-key"
@@ -60,11 +59,6 @@ def environ(opensandbox_server: Service, dockerd: DockerEngine) -> dict[str, str
 def provider(environ: dict[str, str]) -> OpenSandboxProvider:
     """A handle of it."""
     return OpenSandboxProvider.from_env(environ)
-
-
-def soon() -> float:
-    """A deadline that is generous."""
-    return time.monotonic() + 60
 
 
 def make(provider: OpenSandboxProvider, name: str = NAME, spec: Spec = SPEC) -> SandboxInfo:
