@@ -59,6 +59,8 @@ def make_engine(database_url: str, **options: Any) -> Engine:
     if url.get_backend_name() == "postgresql":
         connect = {**POSTGRESQL_CONNECT, **url.query}
         defaults: dict[str, Any] = {
+            # Set once a connection: `prepare` sets it each time that one is taken.
+            "isolation_level": "READ COMMITTED",
             "pool_timeout": 20,
             "pool_size": 10,
             "max_overflow": 30,
@@ -67,9 +69,11 @@ def make_engine(database_url: str, **options: Any) -> Engine:
     else:
         defaults = {"connect_args": {"timeout": SQLITE_BUSY.total_seconds()}}
     engine = create_engine(url, **{**defaults, **options})
-    if engine.dialect.name == "postgresql":
-        _ask_what_rested(engine)
-    return prepare(engine)
+    if engine.dialect.name != "postgresql":
+        return prepare(engine)
+    _ask_what_rested(engine)
+    _forget_in_children(engine)
+    return engine
 
 
 def _ask_what_rested(engine: Engine) -> None:

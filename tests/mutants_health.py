@@ -369,6 +369,14 @@ HEALTH_MUTANTS = (
         at("backstop", "one_that_hangs_is_taken_over"),
     ),
     Mutant(
+        "who waited for an extension extends again",
+        "a TTL is extended at most every quarter of it",
+        BACKSTOPS,
+        "or_(now_or_never, b.extend_at > unusual, anyway)",
+        "or_(now_or_never, b.extend_at > claimed, anyway)",
+        at("races", "who_waited_for_anothers_extension_does_not_extend", on=""),
+    ),
+    Mutant(
         "extended at each look",
         "a TTL is extended at most every quarter of it",
         BACKSTOPS,

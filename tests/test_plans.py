@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from core.lifecycle import Keeper
+from core.model import TurnOutcome
 from core.policy import Policy
 from core.reaper import Reaper
 from core.store import Store
@@ -97,18 +98,19 @@ def taken_back(store: Store) -> Iterator[Connection]:
         def joined() -> Iterator[Connection]:
             yield connection
 
+        single = store.database.single
         store.database.engine = _Joined(engine, joined)  # type: ignore[assignment]
-        store.database._single_statement = False
+        store.database.single = store.database.move  # type: ignore[method-assign]
         try:
             yield connection
         finally:
             store.database.engine = engine
-            store.database._single_statement = True
+            store.database.single = single  # type: ignore[method-assign]
             outer.rollback()
 
 
 class _Joined:
-    """An engine whose transactions and connections are all the same open transaction."""
+    """An engine whose transactions and connections are all one, which is open."""
 
     def __init__(self, engine: Engine, joined: Callable[[], Any]) -> None:
         self.dialect = engine.dialect
@@ -161,7 +163,7 @@ def explained_each(
 
     def hear(_c: Any, _k: Any, sql: str, parameters: Any, _x: Any, many: bool) -> None:  # noqa: FBT001 - SQLAlchemy's signature
         nonlocal busy
-        if busy or "INSERT INTO events" in sql or sql.startswith(("EXPLAIN", "SAVEPOINT")):
+        if busy or sql.startswith(("EXPLAIN", "INSERT INTO events", "SAVEPOINT")):
             return
         busy = True
         plans[f"{len(plans)}: {sql}"] = explained(connection, Heard(sql, parameters))
@@ -258,6 +260,8 @@ def test_callers_and_workers_read_the_rows_that_they_name(store: Store, mode: st
         connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
 
         few = explained_each(connection, lambda: _call_everything(store))
+        store.turns._at_once = False
+        few |= explained_each(connection, lambda: _turn_in_steps(store))
         many = explained_each(connection, lambda: store.turns.beat(turns))
 
     expect_bounded(few, 4)
@@ -276,12 +280,18 @@ def test_callers_and_workers_read_the_rows_that_they_name(store: Store, mode: st
 def _call_everything(store: Store) -> None:
     store.turns.begin("turn-new", "conv-11", "holder")
     store.turns.beat(["turn-new"])
+    store.turns.end("turn-new", "conv-11", TurnOutcome.COMPLETED)
     store.sessions.touch("conv-11")
     store.sessions.extend("conv-11", 60, actor="holder")
     store.sessions.end("conv-11", "enough", actor="holder")
     claim = store.teardowns.claim("conv-11", 1, "worker")
     assert claim is not None
     assert store.teardowns.gone(claim, actor="worker")
+
+
+def _turn_in_steps(store: Store) -> None:
+    store.turns.begin("turn-next", "conv-12", "holder")
+    store.turns.end("turn-next", "conv-12", TurnOutcome.COMPLETED)
 
 
 def test_a_touch_leaves_every_index_alone(postgresql_url: str) -> None:

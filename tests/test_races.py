@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, Self
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, select, text, update
 
 from core.errors import AuthFailed, SandkeeperError, SessionEnded, SessionNotReady, Unavailable
 from core.host import Host
@@ -246,6 +247,35 @@ def test_a_turn_that_waits_for_the_next_generation_never_gets_the_old_sandbox(
         except (SessionEnded, SessionNotReady):
             return
         assert begun.session.generation == 2  # it looked again, and the new one was up
+
+
+def test_who_waited_for_anothers_extension_does_not_extend(
+    pg_keeper: Keeper,
+    pg_engine: Engine,
+    clock: FrozenClock,
+    postgresql_url: str,
+    threads: ThreadPoolExecutor,
+) -> None:
+    """Its statement began before the other's claim, and goes on after the other's grant."""
+    pg_keeper.open("conv")
+    backstop_ttl = pg_keeper.policy.backstop_ttl(pg_keeper.policy.idle_ttl)
+    assert backstop_ttl is not None
+    clock.advance(backstop_ttl / 4 + 1)
+    pg_keeper.touch("conv")
+    backstops = pg_keeper.store.backstops
+    granted = clock() + timedelta(seconds=backstop_ttl)
+    extended = update(sandboxes).values(
+        expires_at=granted, extend_at=clock() + timedelta(seconds=backstop_ttl / 4)
+    )
+    with pg_engine.begin() as other:
+        other.execute(extended)
+        claim = threads.submit(backstops.claim, ["conv"])
+        eventually(lambda: somebody_waits(postgresql_url), "the claim waits for the row")
+
+    assert claim.result(LIMIT) == []
+    clock.advance(backstop_ttl / 4 + 1)
+    pg_keeper.touch("conv")
+    assert len(backstops.claim(["conv"])) == 1
 
 
 def test_heartbeats_pass_over_a_session_that_is_held_and_reach_the_others(

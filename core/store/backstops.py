@@ -13,7 +13,7 @@ from ..providers.base import SandboxRef
 from ..schema import sandboxes, sessions
 from .database import Database
 from .rules import ACTIVE, OF_SESSION, RUNNING, Rules, b, s
-from .sql import Earliest, Latest, Seconds, later
+from .sql import Earliest, Latest, Seconds, any_of, later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +113,15 @@ class Backstops:
         usual = later(rules.now, Seconds(rules.now, Latest(needed, rules.in_(ttl))) / 2)
         stepped_back = b.extend_at > usual
         due = and_(RUNNING, or_(and_(b.expires_at < needed, now_or_never), stepped_back, anyway))
+        unusual = select(usual).where(OF_SESSION).correlate(sandboxes).scalar_subquery()
         claimed = rules.in_(policy.extend_claim)
-        of = s.id.in_(bindparam("ids", expanding=True))
+        of = any_of(s.id, "ids")
         chosen = select(b.key).join_from(sessions, sandboxes, OF_SESSION).where(of, ACTIVE, due)
         self._claim = (
             update(sandboxes)
-            # Looked at again where one waited for another: who was first has it for that long.
-            .where(b.key.in_(chosen), RUNNING, or_(now_or_never, b.extend_at > claimed, anyway))
+            # Looked at again where one waited for another: who was first has it for that long, and
+            # may have extended it already.
+            .where(b.key.in_(chosen), RUNNING, or_(now_or_never, b.extend_at > unusual, anyway))
             .values(extend_at=claimed)
             .returning(b.key)
         )
@@ -130,7 +132,7 @@ class Backstops:
         self._wanted = (
             select(sandboxes, wanted.label("needed"), rules.now.label("at"))
             .join_from(sessions, sandboxes, OF_SESSION)
-            .where(b.key.in_(bindparam("keys", expanding=True)))
+            .where(any_of(b.key, "keys"))
         )
 
     def _prepare_answer(self, rules: Rules) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, bindparam, or_, select, update
 from ..schema import orphans, providers, sandboxes, sessions
 from .database import Database
 from .rules import ACTIVE, CLOSING, CREATING, RUNNING, Rules, b, locked, s
-from .sql import Earliest
+from .sql import Earliest, any_of
 
 LIMIT = bindparam("limit", type_=s.generation.type)
 
@@ -59,7 +59,7 @@ class Clamps:
         self._clamp_backstops = (
             update(sandboxes)
             .where(
-                b.session_id.in_(bindparam("ids", expanding=True)),
+                any_of(b.session_id, "ids"),
                 RUNNING,
                 b.expires_at.is_not(None),
             )

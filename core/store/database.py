@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Executable, Row, Table, exc, insert
+from sqlalchemy import Connection, Engine, Executable, Row, Table, Update, exc, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .. import events as sinks
 from ..errors import RowLocked, SchemaOutdated, StoreError, StoreUnavailable
 from ..events import Event, Sink
-from ..schema import events as ledger
+from .ledger import Ledger, entries
 from .sql import now
 
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -57,8 +57,9 @@ class Database:
         self.engine = engine
         self.sinks = tuple(sinks)
         self.now = now(clock)
-        self._single_statement = engine.dialect.name == "postgresql"
-        self._ledger = insert(ledger).values(at=self.now)
+        # Whether one statement can be all of a transaction, with changes in its WITH.
+        self.single_statement = engine.dialect.name == "postgresql"
+        self._ledger = Ledger(self.now, engine.dialect.name)
 
     @contextmanager
     def move(self) -> Iterator[Move]:
@@ -70,7 +71,7 @@ class Database:
             move = Move(connection)
             yield move
             if move.events:
-                connection.execute(self._ledger, [_ledger_row(event) for event in move.events])
+                connection.execute(self._ledger.insert, entries(move.events))
         sinks.emit(self.sinks, move.events)
 
     @contextmanager
@@ -86,12 +87,35 @@ class Database:
         One statement that is its own transaction. On PostgreSQL this saves the round trips of
         BEGIN and COMMIT, which cost more than the statement.
         """
-        if not self._single_statement:
+        if not self.single_statement:
             with self.move() as move:
                 yield move
             return
         with _named_errors(), self.engine.connect() as connection:
             yield Move(connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+    def told(self, change: Update) -> Executable:
+        """
+        For `tell_if`: an UPDATE of one row, with the ledger's entry of it in the same statement
+        where the database can do that. It saves three of five round trips.
+        """
+        if not self.single_statement:
+            return change
+        changed = change.cte("changed")
+        return select(changed).add_cte(self._ledger.insert_with(changed).cte("told"))
+
+    def tell_if(self, told: Executable, parameters: dict[str, Any], event: Event) -> bool:
+        """Whether the change was made. If so its event is in the ledger, and the sinks hear it."""
+        if not self.single_statement:
+            with self.move() as move:
+                if changed := move.one(told, parameters) is not None:
+                    move.record(event)
+            return changed
+        with self.single() as move:
+            changed = move.one(told, {**parameters, **entries([event])}) is not None
+        if changed:
+            self.tell(event)
+        return changed
 
     def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
         """An INSERT that knows ON CONFLICT, which the two databases spell alike."""
@@ -107,16 +131,6 @@ class Database:
 def kept(error: str) -> str:
     """As a column can hold it: an error may quote raw bytes, and its row must be released."""
     return error[:500].encode("utf-8", "replace").decode().replace("\x00", "?")
-
-
-def _ledger_row(event: Event) -> dict[str, Any]:
-    return {
-        "kind": event.kind.value,
-        "session_id": event.session_id,
-        "generation": event.generation,
-        "actor": event.actor,
-        "detail": dict(event.detail),
-    }
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, update
+from sqlalchemy import Row, update
 
 from ..events import Event, EventKind
 from ..model import SandboxState
 from ..schema import sandboxes
 from .database import Move
 from .rules import Rules, b
+from .sql import any_of
 
 
 class Endings:
@@ -24,7 +25,7 @@ class Endings:
         self._close = (
             update(sandboxes)
             .where(
-                b.session_id.in_(bindparam("session_ids", expanding=True)),
+                any_of(b.session_id, "session_ids"),
                 b.state.in_([SandboxState.CREATING.value, SandboxState.RUNNING.value]),
             )
             .values(

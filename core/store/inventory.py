@@ -14,6 +14,7 @@ from ..schema import providers, sessions
 from .database import Database
 from .endings import Endings
 from .rules import ACTIVE, OF_SESSION, RUNNING, UNHELD, Rules, b, locked, s
+from .sql import any_of
 
 ACTOR = "reconcile"
 KEYS = 500  # that one statement asks about
@@ -146,7 +147,7 @@ class Inventory:
         )
         self._any = select(b.key).limit(1)
         columns = [b.key, b.session_id, b.generation, b.provider, b.scope, b.state, b.external_id]
-        self._explain = select(*columns).where(b.key.in_(bindparam("keys", expanding=True)))
+        self._explain = select(*columns).where(any_of(b.key, "keys"))
 
     def _prepare_missing(self, rules: Rules) -> None:
         self._running = (

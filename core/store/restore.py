@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     String,
     Table,
@@ -25,6 +24,7 @@ from ..schema import holds, orphans, sandboxes, sessions
 from .database import Database
 from .guard import FOR_GOOD, Decision, Guard, HoldReason
 from .rules import ACTIVE, CREATING, GONE, Rules, b, s
+from .sql import any_of
 
 BATCH = 5000
 FENCE = 1_000_000  # further than any claim's token counts
@@ -41,11 +41,10 @@ class Restore:
         self.guard = guard
         self._sessions = _page(sessions, s.id, ACTIVE)
         self._sandboxes = _page(sandboxes, b.key, ~GONE)
-        these: BindParameter[str] = bindparam("these", expanding=True)
         # Activity since the backup is lost: everybody may have been active a moment ago.
         self._amnesty = (
             update(sessions)
-            .where(s.id.in_(these), ACTIVE)
+            .where(any_of(s.id, "these"), ACTIVE)
             .values(
                 last_activity_at=rules.active_now,
                 due_at=rules.first_look,
@@ -57,7 +56,7 @@ class Restore:
         again = rules.in_(rules.policy.longest_look)  # it may have been running for long
         self._fence = (
             update(sandboxes)
-            .where(b.key.in_(these), ~GONE)
+            .where(any_of(b.key, "these"), ~GONE)
             .values(
                 claim_token=b.claim_token + FENCE,
                 claimed_by=null(),

@@ -7,6 +7,7 @@ from sqlalchemy import and_, bindparam, delete, exists, or_, select
 from ..schema import events, sandboxes, sessions, turns
 from .database import Database
 from .rules import ENDED, GONE, UNHELD, Rules, b, locked, s
+from .sql import any_of
 
 
 class Retention:
@@ -30,12 +31,11 @@ class Retention:
             .limit(bindparam("limit", type_=s.generation.type)),
             skip=True,
         )
-        ids = bindparam("ids", type_=s.id.type, expanding=True)
         self._deletes = (
-            delete(events).where(events.c.session_id.in_(ids)),
-            delete(turns).where(turns.c.session_id.in_(ids)),
-            delete(sandboxes).where(b.session_id.in_(ids)),
-            delete(sessions).where(s.id.in_(ids)),
+            delete(events).where(any_of(events.c.session_id, "ids")),
+            delete(turns).where(any_of(turns.c.session_id, "ids")),
+            delete(sandboxes).where(any_of(b.session_id, "ids")),
+            delete(sessions).where(any_of(s.id, "ids")),
         )
 
     def purge(self, limit: int) -> int:

@@ -5,8 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, literal, or_, select
-from sqlalchemy.sql.elements import BindParameter
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    String,
+    and_,
+    case,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+)
 
 from ..model import SandboxState, SessionStatus
 from ..policy import Policy
@@ -17,9 +27,9 @@ s, b, t = sessions.c, sandboxes.c, turns.c
 TICK = 0.001  # seconds; the finest that both databases keep
 
 
-def _constant(value: str) -> BindParameter[str]:
+def _constant(value: str) -> ColumnElement[str]:
     # Written into the SQL text: a planner cannot match a parameter with a partial index.
-    return literal(value, literal_execute=True)
+    return literal_column(f"'{value}'", String)
 
 
 ACTIVE = s.status == _constant(SessionStatus.ACTIVE.value)

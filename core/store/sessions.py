@@ -22,6 +22,18 @@ from .endings import Endings
 from .rules import ACTIVE, FRESH, OF_SESSION, Rules, b, s
 from .sql import Earliest, Latest
 
+SANDBOX = (
+    b.key,
+    b.provider,
+    b.scope,
+    b.spec,
+    b.state,
+    b.external_id,
+    b.created_at.label("sandbox_created_at"),
+    b.due_at.label("sandbox_due_at"),
+    b.expires_at,
+)
+
 
 class Sessions:
     """One method, one transaction. `installation` is the eight characters on every label."""
@@ -35,15 +47,7 @@ class Sessions:
                 sessions,
                 FRESH.label("fresh"),
                 rules.now.label("seen_at"),
-                b.key,
-                b.provider,
-                b.scope,
-                b.spec,
-                b.state,
-                b.external_id,
-                b.created_at.label("sandbox_created_at"),
-                b.due_at.label("sandbox_due_at"),
-                b.expires_at,
+                *SANDBOX,
             )
             .join_from(sessions, sandboxes, OF_SESSION)
             .where(self._this)
@@ -62,7 +66,7 @@ class Sessions:
         row = move.one(self._view, {"session_id": session_id})
         if row is None:
             raise SessionNotFound(session_id)
-        return self._session(row)
+        return self.of(row)
 
     # Changes
 
@@ -154,7 +158,8 @@ class Sessions:
         )
         self._endings = Endings(rules)
 
-    def _session(self, row: Row[Any]) -> Session:
+    def of(self, row: Row[Any]) -> Session:
+        """A row of the view, or of another statement that returns its columns."""
         sandbox = Sandbox(
             key=row.key,
             name=sandbox_name(self.installation, row.key),
@@ -169,7 +174,8 @@ class Sessions:
             due_at=row.sandbox_due_at,
             expires_at=row.expires_at,
         )
-        fields = {name: row._mapping[name] for name in _SESSION_FIELDS}
+        found = row._mapping
+        fields = {name: found[name] for name in _SESSION_FIELDS}
         return Session(status=SessionStatus(row.status), sandbox=sandbox, **fields)
 
 

@@ -1,12 +1,21 @@
-"""Time in SQL, the same on both databases: now, later, earliest, latest."""
+"""SQL that the two databases spell differently: moments, and one of many keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, String, bindparam
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Dialect,
+    Float,
+    String,
+    TypeDecorator,
+    bindparam,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
@@ -74,6 +83,36 @@ class Seconds(FunctionElement[float]):
     inherit_cache = True
 
 
+class _Keys(TypeDecorator[Sequence[str]]):
+    """Many keys as one parameter."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        array = dialect.name == "postgresql"
+        return dialect.type_descriptor(ARRAY(String) if array else String())
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
+        keys = list(value or ())
+        return keys if dialect.name == "postgresql" else json.dumps(keys)
+
+
+class _AnyOf(FunctionElement[Any]):
+    # Of no type: as a boolean SQLite would be sent `… = 1`, and would not see that an index serves.
+    name = "any_of"
+    inherit_cache = True
+
+
+def any_of(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
+    """
+    Whether a column is one of the keys in the parameter `name`. However many there are, the
+    statement is the same: IN would make another text for each number of them, which neither the
+    driver nor the server has prepared.
+    """
+    return _AnyOf(column, bindparam(name, type_=_Keys()))
+
+
 def later(moment: ColumnElement[datetime], seconds: Any) -> ColumnElement[datetime]:
     """`moment` plus `seconds`, a number or a column of numbers."""
     return Later(moment, seconds)
@@ -105,6 +144,18 @@ def _(element: Identity, compiler: SQLCompiler, **options: Any) -> str:
 
 def _arguments(element: FunctionElement[Any], compiler: SQLCompiler, **options: Any) -> list[str]:
     return [compiler.process(clause, **options) for clause in element.clauses]
+
+
+@compiles(_AnyOf, "postgresql")
+def _(element: _AnyOf, compiler: SQLCompiler, **options: Any) -> str:
+    column, keys = _arguments(element, compiler, **options)
+    return f"{column} = ANY ({keys})"
+
+
+@compiles(_AnyOf, "sqlite")
+def _(element: _AnyOf, compiler: SQLCompiler, **options: Any) -> str:
+    column, keys = _arguments(element, compiler, **options)
+    return f"{column} IN (SELECT value FROM json_each({keys}))"  # noqa: S608 - both are compiled
 
 
 @compiles(Now, "postgresql")

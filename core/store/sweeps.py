@@ -40,7 +40,7 @@ from .rules import (
     locked,
     s,
 )
-from .sql import later
+from .sql import any_of, later
 
 ACTOR = "sweep"
 
@@ -124,11 +124,15 @@ class Sweeps:
             # End before notice, notice before re-arm: no row can take two steps in one sweep.
             ended = move.all(self._end, believed) if ending else []
             self._endings.close(move, ended, ACTOR)
+            if len(ended) == len(rows):
+                return len(rows), 0, 0, len(ended)
             noticed = move.all(self._notice, {**ids, "since": watched.since})
             move.record(*(_noticed(row.id, row.generation) for row in noticed))
-            rearmed = move.run(self._rearm, ids)
-            waiting = move.run(self._wait, ids)
-            waiting += move.run(self._wait_for_create, ids)
+            rearmed = waiting = 0
+            if len(ended) + len(noticed) < len(rows):
+                rearmed = move.run(self._rearm, ids)
+            if len(ended) + len(noticed) + rearmed < len(rows):
+                waiting = move.run(self._wait, ids) + move.run(self._wait_for_create, ids)
             if len(ended) + len(noticed) + rearmed + waiting < len(rows):
                 raise StoreError("a session is due and no move fits it")
         return len(rows), rearmed, len(noticed), len(ended)
@@ -198,7 +202,7 @@ class Sweeps:
         due = select(s.id).where(ACTIVE, s.due_at <= rules.now).order_by(s.due_at).limit(limit)
         self._due_sessions = due
         self._lock_due = locked(due.where(or_(only.is_(None), s.id == only)), skip=True)
-        these = s.id.in_(bindparam("ids", expanding=True))
+        these = any_of(s.id, "ids")
         # Not the bare column: what the last statistics had not seen due is taken for rare, and
         # every batch would read all that is due, to find its own few by the wrong index.
         still_due = later(s.due_at, 0.0) <= rules.now
@@ -287,7 +291,7 @@ class Sweeps:
         self._expire = (
             update(sessions)
             .where(
-                s.id.in_(bindparam("ids", expanding=True)),
+                any_of(s.id, "ids"),
                 ACTIVE,
                 exists(select(1).where(expired).correlate(sessions)),
             )
@@ -313,7 +317,7 @@ class Sweeps:
             update(sandboxes)
             # By key alone, locked as they are: with the state the planner takes its index, and
             # reads all that is closing for each batch.
-            .where(b.key.in_(bindparam("keys", expanding=True)))
+            .where(any_of(b.key, "keys"))
             .values(due_at=rules.in_(rules.policy.publish_lease))
         )
 

@@ -72,19 +72,15 @@ class Teardowns:
 
     def gone(self, claim: Claim, *, actor: str) -> bool:
         """closing → gone. False when the claim had run out and another worker took over."""
-        with self.database.move() as move:
-            if move.one(self._gone, {"of_key": claim.key, "token": claim.token}) is None:
-                return False
-            move.record(
-                Event(
-                    kind=EventKind.SANDBOX_GONE,
-                    actor=actor,
-                    session_id=claim.session_id,
-                    generation=claim.generation,
-                    detail={"name": claim.name, "attempts": claim.attempts},
-                )
-            )
-        return True
+        event = Event(
+            kind=EventKind.SANDBOX_GONE,
+            actor=actor,
+            session_id=claim.session_id,
+            generation=claim.generation,
+            detail={"name": claim.name, "attempts": claim.attempts},
+        )
+        of = {"of_key": claim.key, "token": claim.token}
+        return self.database.tell_if(self._gone, of, event)
 
     def release(
         self,
@@ -195,7 +191,7 @@ class Teardowns:
 
     def _prepare_outcomes(self, rules: Rules) -> None:
         mine = and_(b.key == bindparam("of_key"), CLOSING, b.claim_token == bindparam("token"))
-        self._gone = (
+        self._gone = self.database.told(
             update(sandboxes)
             .where(mine)
             .values(

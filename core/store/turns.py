@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import String, and_, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    CTE,
+    String,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from ..errors import SandkeeperError, SessionEnded, SessionNotReady, TurnExpired
 from ..model import SandboxState, Session, TurnOutcome
-from ..schema import sessions, turns
+from ..schema import sandboxes, sessions, turns
 from .database import Database
-from .rules import ACTIVE, HAS_RUNNING, Rules, locked, s, t
-from .sessions import Sessions
+from .rules import ACTIVE, HAS_RUNNING, Rules, b, locked, s, t
+from .sessions import SANDBOX, Sessions
+from .sql import any_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,9 @@ class Turns:
     def __init__(self, database: Database, rules: Rules, session_store: Sessions) -> None:
         self.database = database
         self.sessions = session_store
+        # On SQLite, and when something stands against a turn, its begin
+        # and its end are several statements, which find out what it is.
+        self._at_once = database.single_statement
         self._prepare_begin(rules)
         self._prepare_beat(rules)
         self._prepare_end(rules)
@@ -41,6 +57,9 @@ class Turns:
         Count a turn, if the session is active and its sandbox is running. SessionEnded,
         SessionNotReady or SessionNotFound otherwise.
         """
+        begun = self._begun_at_once(turn_id, session_id, holder)
+        if begun is not None:
+            return begun
         with self.database.move() as move:
             # One statement decides. It waits for a sweep that holds the row, and then sees ended.
             of = {"session_id": session_id}
@@ -93,10 +112,15 @@ class Turns:
         Record the outcome. SessionEnded or TurnExpired when the turn had lost its right before:
         what it did at last may have been on a sandbox that was being torn down.
         """
-        of = {"session_id": session_id, "of_turn": turn_id}
+        of = {"of_session": session_id, "of_turn": turn_id}
+        ends = {"of_turn": turn_id, "new_outcome": outcome.value}
+        if self._at_once:
+            with self.database.single() as move:
+                if move.one(self._end_at_once, {**of, **ends}) is not None:
+                    return
         with self.database.move() as move:
             alive = move.one(self._last_activity, of)
-            ended = move.one(self._end, {"of_turn": turn_id, "new_outcome": outcome.value})
+            ended = move.one(self._end, ends)
             if alive is not None and ended is not None:
                 return
             session = self.sessions.seen(move, session_id)
@@ -106,15 +130,41 @@ class Turns:
             raise self.sessions.refusal(session)
         raise _expired(session_id, turn_id, ended=ended is None)
 
+    def _begun_at_once(self, turn_id: str, session_id: str, holder: str) -> BegunTurn | None:
+        """The same in one round trip. None when something stands against it, or may."""
+        if not self._at_once:
+            return None
+        of = {"turn_id": turn_id, "session_id": session_id, "holder": holder}
+        with self.database.single() as move:
+            row = move.one(self._begin_at_once, of)
+        if row is None:
+            return None
+        return BegunTurn(
+            turn_id=turn_id,
+            session=self.sessions.of(row),
+            started_at=row.seen_at,
+            hard_until=row.hard_until,
+        )
+
     # Statements, built once
 
     def _prepare_begin(self, rules: Rules) -> None:
         this = s.id == bindparam("session_id")
-        self._count = (
+        count = (
             update(sessions)
             .where(this, rules.usable, HAS_RUNNING)
             .values(last_activity_at=rules.active_now, turn_count=s.turn_count + 1)
-            .returning(s.id, (s.turn_count == s.turns_before + 1).label("first"))
+        )
+        first = s.turn_count == s.turns_before + 1
+        self._count = count.returning(s.id, first.label("first"))
+        self._prepare_begin_at_once(
+            rules,
+            count.returning(
+                *sessions.c,
+                first.label("fresh"),
+                rules.now.label("seen_at"),
+                rules.hard_until().label("hard_until"),
+            ).cte("counted"),
         )
         self._hold = locked(select(s.id).where(this), skip=False)
         self._begin = (
@@ -133,8 +183,30 @@ class Turns:
             .returning(t.started_at, t.hard_until)
         )
 
+    def _prepare_begin_at_once(self, rules: Rules, counted: CTE) -> None:
+        """The row of the turn follows from that of the session, as it was counted."""
+        c = counted.c
+        begun = insert(turns).from_select(
+            ["id", "session_id", "generation", "holder", "started_at", "hard_until"],
+            select(
+                bindparam("turn_id", type_=String),
+                c.id,
+                c.generation,
+                bindparam("holder", type_=String),
+                c.seen_at,
+                c.hard_until,
+            ),
+        )
+        # The sandbox as the statement found it: who was counted has one that runs. Of a generation
+        # that began while this waited for the row there is none to be seen, and nobody is counted.
+        self._begin_at_once = (
+            select(counted, *SANDBOX)
+            .join_from(counted, sandboxes, and_(b.session_id == c.id, b.generation == c.generation))
+            .add_cte(begun.cte("begun"))
+        )
+
     def _prepare_beat(self, rules: Rules) -> None:
-        these = t.id.in_(bindparam("turn_ids", expanding=True))
+        these = any_of(t.id, "turn_ids")
         live = locked(
             select(s.id)
             .join_from(sessions, turns, rules.live_turn)
@@ -170,7 +242,7 @@ class Turns:
         )
         self._last_activity = (
             update(sessions)
-            .where(s.id == bindparam("session_id"), ACTIVE, s.id.in_(live.correlate(sessions)))
+            .where(s.id == bindparam("of_session"), ACTIVE, s.id.in_(live.correlate(sessions)))
             .values(last_activity_at=rules.active_now)
             .returning(s.id)
         )
@@ -180,6 +252,8 @@ class Turns:
             .values(ended_at=rules.now, outcome=bindparam("new_outcome"))
             .returning(t.id, t.generation)
         )
+        alive = self._last_activity.cte("alive")
+        self._end_at_once = self._end.where(exists(select(1).select_from(alive)))
 
 
 def _expired(session_id: str, turn_id: str, *, ended: bool) -> TurnExpired:

@@ -61,8 +61,10 @@ OF_STORE = frozenset(
 # Methods of the store that write and are no action of the model, each with its reason.
 NOT_MODELLED = {
     "Endings.close": "half of each move that ends a session; the model's `closed` is the same",
+    "Ledger.insert_with": "makes a statement, and runs none",
     "Sessions.touch_in": "what touch and open do, inside of their transactions",
     "Sessions.end_in": "what end, open and give_up do, inside of their transactions",
+    "Sessions.of": "reads a row that was returned",
     "Sessions.seen": "reads inside somebody's transaction",
     "Sessions.refusal": "makes an error, and asks nothing",
     "Sweeps.pulse": "says that a sweep ran; no row of a session or sandbox moves",
