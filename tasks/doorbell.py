@@ -13,6 +13,7 @@ from celery import Celery
 
 from core.host import in_forked_children
 from tasks.app import TEARDOWN
+from tasks.confirms import Confirms, TooSlow
 
 logger = logging.getLogger("sandkeeper")
 
@@ -26,12 +27,13 @@ Pairs = Sequence[tuple[str, int]]
 class FanOut:
     """
     Publishes teardowns through one producer, and raises when it cannot: OperationalError from the
-    broker, TimeoutError when it is too slow. In eager mode, and `inline`, it runs them instead.
+    broker, TooSlow when it takes too long. In eager mode, and `inline`, it runs them instead.
     """
 
     def __init__(self, app: Celery, *, inline: bool = False) -> None:
         self.app = app
         self.inline = inline
+        self._patience = app.conf.task_publish_retry_policy
 
     def __call__(self, pairs: Pairs) -> None:
         """Ring for each pair of session id and generation."""
@@ -43,14 +45,35 @@ class FanOut:
         end = time.monotonic() + PUBLISH_WITHIN
         with self.app.producer_or_acquire() as producer:
             confirmed = producer.connection.transport.driver_type == "amqp"
-            options: dict[str, Any] = {"confirm_timeout": CONFIRM_WITHIN} if confirmed else {}
-            for count, pair in enumerate(pairs):
-                if time.monotonic() > end:
-                    raise TimeoutError(
-                        f"{count} of {len(pairs)} teardowns published in {PUBLISH_WITHIN:g} s: "
-                        "the broker is slow; the sweep publishes the rest"
-                    )
-                teardown.apply_async(pair, producer=producer, **options)
+            publish = self._confirmed if confirmed else self._batched
+            # All of them again over another connection when this one turns out to be dead, as it is
+            # after the broker was restarted: who hears of a teardown twice finds it done.
+            again = producer.connection.ensure(producer, publish, **self._patience)
+            again(producer, pairs, end)
+
+    def _batched(self, producer: Any, pairs: Pairs, end: float) -> None:
+        """In one pipeline where the transport has that (Redis), else one by one."""
+        with producer.batch():
+            self._publish(producer, pairs, end)
+
+    def _confirmed(self, producer: Any, pairs: Pairs, end: float) -> None:
+        """All at once, and then a wait until RabbitMQ has all of them."""
+        # A pooled connection that was closed makes no channel, until it is told to connect.
+        connection = producer.connection.ensure_connection(max_retries=1)
+        with connection.channel() as channel:
+            confirms = Confirms(channel)
+            self._publish(self.app.amqp.Producer(channel), pairs, end)
+            confirms.wait(end, silence=CONFIRM_WITHIN)
+
+    def _publish(self, producer: Any, pairs: Pairs, end: float) -> None:
+        teardown = self.app.tasks[TEARDOWN]
+        for count, pair in enumerate(pairs):
+            if time.monotonic() > end:
+                raise TooSlow(
+                    f"{count} of {len(pairs)} teardowns published in {PUBLISH_WITHIN:g} s: "
+                    "the broker is slow; the sweep publishes the rest"
+                )
+            teardown.apply_async(pair, producer=producer, retry=False)
 
 
 class BackgroundDoorbell:
