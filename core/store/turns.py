@@ -45,8 +45,8 @@ class Turns:
     def __init__(self, database: Database, rules: Rules, session_store: Sessions) -> None:
         self.database = database
         self.sessions = session_store
-        # On SQLite, and when something stands against a turn, its begin
-        # and its end are several statements, which find out what it is.
+        # On SQLite, and when something stands against a turn, its begin and its end are several
+        # statements, which find out what it is.
         self._at_once = database.single_statement
         self._prepare_begin(rules)
         self._prepare_beat(rules)
