@@ -103,6 +103,19 @@ def _figures(found: dict[str, Cost]) -> Iterator[Figure]:
         peer_is="a touch",
         at_most=0.2,
     )
+    yield from _server(figure, found)
+
+
+def _server(figure: Callable[..., Figure], found: dict[str, Cost]) -> Iterator[Figure]:
+    """What the cost model of docs/performance.md is made of."""
+    touch = found["keeper"]
+    for what, cost, touches, peer in (
+        ("begin and end of a turn", found["turn"], 2, "two touches"),
+        (f"heartbeat of one of {OPEN_TURNS:,}", found["beat"], 1, "a touch"),
+    ):
+        same = partial(figure, peer_is=peer)
+        yield same(what=f"{what}, CPU", ours=cost.cpu, peer=touches * touch.cpu, unit="s")
+        yield same(what=f"{what}, log", ours=cost.wal, peer=touches * touch.wal, unit="B")
 
 
 def _warm(raw: psycopg.Connection, ids: list[str]) -> None:
