@@ -336,9 +336,10 @@ def test_locks_follow_the_project_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     runtime, test = locked("requirements.lock"), locked("requirements-test.lock")
 
-    for line in project["dependencies"]:
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["docker"], *extras["postgresql"]):
         assert_satisfied(line, runtime)
-    for line in project["optional-dependencies"]["test"]:
+    for line in extras["test"]:
         assert_satisfied(line, test)
 
 

@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from core.providers.registry import BUILT_IN
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("core", "tasks", "celeryconfig")
 
@@ -112,7 +114,7 @@ def test_every_file_of_the_tree_is_in_the_wheel(built: Path) -> None:
     assert any(name.startswith(f"{migrations}/versions/") for name in inside)
 
 
-def test_the_command_and_the_provider_are_registered(site: Path) -> None:
+def test_the_command_and_the_providers_are_registered(site: Path) -> None:
     """The entry points in the wheel lead to the renamed modules, and can be loaded."""
     loaded = python(
         site,
@@ -123,7 +125,7 @@ def test_the_command_and_the_provider_are_registered(site: Path) -> None:
 
     assert sorted(loaded) == [
         "console_scripts sandkeeper True",
-        "sandkeeper.providers local True",
+        *(f"sandkeeper.providers {name} True" for name in sorted(BUILT_IN)),
     ]
 
 

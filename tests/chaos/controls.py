@@ -120,6 +120,7 @@ CONTROLS: Mapping[str, Control] = {
             promise="L3: retried for ever",
             edits=_as_tested("quarantine is the end"),
             settings={"QUARANTINE_AFTER": 2},
+            chances={"destroy": {Fault.FORBIDDEN: 0.2, Fault.UNAVAILABLE: 0.2}},
         ),
         Control(
             name="end-closes-nothing",

@@ -36,6 +36,10 @@ CREATE = {
 }
 SEARCH = {"cursor", "limit", "id", "name", "labels", "includeErroredDeleted", "sort", "order"}
 BROKEN = {"error", "build_failed"}
+LOGIN = dict.fromkeys(
+    ("accessKey", "secret", "sessionToken", "storageUrl", "bucket", "region"), "a"
+)
+NOT_LISTED = {"env", "kvm"}
 
 
 class Refused(Exception):
@@ -153,7 +157,7 @@ class FakeDaytona:
             case "GET", "object-storage", "push-access":
                 if not self.has_store:
                     raise Refused(503, "Object storage is not configured")
-                return {"organizationId": organization, "accessKey": "a", "secret": "b"}
+                return {"organizationId": organization, **LOGIN}
             case "POST", "sandbox":
                 return _dto(self._create(call.body, organization))
             case "GET", "sandbox":
@@ -238,7 +242,7 @@ class FakeDaytona:
         size = min(int(limit), self.page)
         shown, more = items[:size], len(items) > size
         cursor = base64.b64encode(json.dumps(_place(shown[-1])).encode()).decode() if more else None
-        return {"items": [_dto(box) for box in shown], "nextCursor": cursor}
+        return {"items": [_item(box) for box in shown], "nextCursor": cursor}
 
     def _indexed(self) -> list[Box]:
         """What the index knows: everything as it was a while ago."""
@@ -357,3 +361,8 @@ def _dto(box: Box) -> dict[str, Any]:
         "toolboxProxyUrl": "http://127.0.0.1:1/toolbox",
     }
     return shown if box.expires is None else {**shown, "autoDestroyAt": _moment(box.expires)}
+
+
+def _item(box: Box) -> dict[str, Any]:
+    """As a listing shows it."""
+    return {name: value for name, value in _dto(box).items() if name not in NOT_LISTED}

@@ -77,7 +77,9 @@ class FakeOpenSandbox:
 
     def add(self, metadata: Mapping[str, Any], *, age: float = 0.0, state: str = "Running") -> str:
         """One that somebody else made, so many seconds ago; its id."""
-        made = Sandbox(str(uuid.uuid4()), {}, self.clock() - timedelta(seconds=age), None, state)
+        created = self.clock() - timedelta(seconds=age)
+        body = {"image": {"uri": "theirs"}, "entrypoint": ["sleep", "infinity"]}
+        made = Sandbox(str(uuid.uuid4()), body, created, None, state)
         made.metadata = dict(metadata)
         self.sandboxes[made.id] = made
         return made.id

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from core.errors import SettingsError
 from core.providers import registry
 from core.providers.local import LocalProvider
 from core.providers.registry import load_provider
+
+ROOT = Path(__file__).parents[2]
 
 
 class NoProvider:
@@ -51,6 +54,26 @@ def test_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mine", "local"):
         provider = load_provider(name, {"SANDKEEPER_LOCAL_ROOT": str(tmp_path)})
         assert isinstance(provider, LocalProvider)
+
+
+def test_the_entry_points_are_those_that_are_built_in() -> None:
+    """Who looks into an installation for its providers finds all of them, and the same."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert project["entry-points"][registry.GROUP] == {
+        name: f"sandkeeper.core.providers{where}" for name, where in registry.BUILT_IN.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
+def test_no_plugin_replaces_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can install a package could otherwise make another's sandboxes."""
+    thief = EntryPoint(name, "os:path", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [thief])
+
+    found = registry._load(name)
+
+    assert getattr(found, "__module__", None) == f"core.providers.{name}"
 
 
 @pytest.mark.parametrize(
