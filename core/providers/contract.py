@@ -200,8 +200,13 @@ def list_is_complete_and_filtered(trial: Trial) -> None:
     other = trial.create(trial.name("otherone")).ref.name
 
     _lists(trial, trial.labels, ours)
-    found = [item.ref.name for item in trial.listed(foreign)]
-    expect(other in found and not {*found} & {*ours}, f"of another installation it lists {found}")
+
+    def of_another() -> set[str]:
+        return {item.ref.name for item in trial.listed(foreign)}
+
+    missing = f"of another installation it does not list {other}"
+    trial.waits_for(lambda: other in of_another(), missing, patience=trial.subject.lag)
+    expect(not of_another() & {*ours}, "of another installation it lists ours")
 
 
 def _lists(trial: Trial, labels: dict[str, str], names: list[str]) -> None:
