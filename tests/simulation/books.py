@@ -18,9 +18,7 @@ class Asked:
 
     session_id: str
     at: float
-    clock: datetime  # the database's
-    step: float  # by which that was off
-    steps: int  # that it had made
+    steps: int  # that the database's clock had made
 
 
 @dataclass(eq=False, kw_only=True)
@@ -59,6 +57,7 @@ class Promised:
     active_at: datetime
     extended_until: datetime | None = None
     extended_at: datetime | None = None
+    lasts: float = 0.0  # until when it is extended at least, if that clock makes no jump
 
 
 class Books:
@@ -83,13 +82,20 @@ class Books:
             known.active_at = max(known.active_at, at)
 
     def extended(
-        self, session_id: str, generation: int, until: datetime | None, now: datetime
+        self,
+        session_id: str,
+        generation: int,
+        until: datetime | None,
+        now: datetime,
+        *,
+        lasts: float,
     ) -> None:
         """So long it was promised to be kept."""
         known = self.promised.get(session_id)
         if known is not None and known.generation == generation and until is not None:
             known.extended_until = max(until, known.extended_until or until)
             known.extended_at = now
+            known.lasts = max(known.lasts, lasts)
 
     def clock_stepped(self, seconds: float, now: datetime) -> None:
         """

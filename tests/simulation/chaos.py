@@ -12,6 +12,8 @@ from tests.simulation.scheduler import Scheduler
 
 CLOCK_STEPS = (7200.0, 7200.0, 600.0, 45.0, -30.0, -600.0, -3600.0, -3600.0)
 
+SWINGS = (7200.0, 600.0, 120.0)  # ahead, and some time later back again
+
 
 class Ground(Protocol):
     """What chaos can do to a world."""
@@ -25,6 +27,8 @@ class Ground(Protocol):
     def outage(self, seconds: float, fault: Fault) -> None: ...
 
     def step_clock(self, seconds: float) -> None: ...
+
+    def swing_clock(self, seconds: float, back: float) -> None: ...
 
     def vanish(self) -> None: ...
 
@@ -72,6 +76,10 @@ def schedule(plan: Plan, ground: Ground, until: float) -> None:
         lambda: ground.broker_down(random.choice((10.0, 60.0))), often(0.2, Focus.MESSAGES, 1)
     )
     at_some_time(lambda: ground.step_clock(random.choice(CLOCK_STEPS)), often(0.1, Focus.CLOCK, 2))
+    at_some_time(
+        lambda: ground.swing_clock(random.choice(SWINGS), random.choice((4.0, 15.0, 40.0))),
+        often(0, Focus.JUMPS, 2),
+    )
     at_some_time(ground.change_policy, often(0.03, Focus.ROLLOUT, 5))
     at_some_time(ground.change_account, often(0.05, Focus.ACCOUNTS, 4))
     if plan.has(Focus.ABANDONED):

@@ -18,7 +18,7 @@ IDLE_IN_TRANSACTION = 5.0  # after which PostgreSQL ends a transaction whose pro
 HANG = 4.0  # how long a connection attempt to a dead server may take
 
 Committed = Callable[[Actor, datetime], None]
-"""Hears who committed, and what now() was to him."""
+"""Hears who committed, and the latest that now() can have been to him."""
 
 
 class Client(Protocol):
@@ -48,8 +48,10 @@ class Server:
         self.faults = faults
         self.flavour = flavour
         self.committed = committed
+        self.between: Callable[[Actor], None] = lambda _: None  # statements of a transaction
         self.step = 0.0  # how far the clock is off
         self.stepped: list[float] = []  # when
+        self._steps = [(0.0, 0.0)]  # since when the clock was off by how much
         self.down_until = 0.0
         self.hangs = False
         self.owner: Client | None = None
@@ -69,18 +71,29 @@ class Server:
         return self.clock()
 
     def began(self, actor: Actor) -> datetime:
-        """When his transaction did, by the database's clock."""
+        """The earliest that his transaction can have taken for the time."""
         assert actor.opened_at is not None, "only while it is open"
-        return EPOCH + timedelta(seconds=actor.opened_at)
+        return self.earliest(actor.opened_at)
 
-    def seen(self, actor: Actor) -> datetime:
-        """The time now, for his transaction: a clock that was set ahead meanwhile was not seen."""
-        return self.clock() - timedelta(seconds=max(0.0, self.step - actor.opened_step))
+    def earliest(self, since: float) -> datetime:
+        """The earliest that anything since can have taken for the time."""
+        return EPOCH + timedelta(seconds=since + min(self.off_by(since)))
+
+    def latest(self, actor: Actor) -> datetime:
+        """The latest that it can have."""
+        assert actor.opened_at is not None, "only while it is open"
+        return EPOCH + timedelta(seconds=self.scheduler.now + max(self.off_by(actor.opened_at)))
+
+    def off_by(self, since: float) -> list[float]:
+        """By how many seconds the clock was off, at any time since."""
+        before = [off for when, off in self._steps if when <= since]
+        return [before[-1], *(off for when, off in self._steps if when > since)]
 
     def step_clock(self, seconds: float) -> None:
         """The clock is set, as it happens after a failover or a wrong time server."""
         self.step += seconds
         self.stepped.append(self.scheduler.now)
+        self._steps.append((self.scheduler.now, self.step))
         self.scheduler.note(f"the database's clock steps by {seconds:+g} s")
         self.faults.happened(Fault.CLOCK_FORWARD if seconds > 0 else Fault.CLOCK_BACK)
 

@@ -26,6 +26,7 @@ class Fault(StrEnum):
     LOCK_TIMEOUT = "lock timeout"
     CLOCK_FORWARD = "clock steps forward"
     CLOCK_BACK = "clock steps back"
+    JUMP_IN_SWEEP = "clock steps in a sweep"
     # The provider
     REFUSED = "5xx"
     LIMITED = "429"

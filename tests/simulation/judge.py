@@ -5,7 +5,8 @@ lives in the cloud, what callers know (books.py), and the rows after each commit
 S1  No sandbox is destroyed while somebody trusts a turn on it, or while its row is not closing or
     gone. A caller's own end() takes the trust of others away. Being stopped excuses an end by the
     sweep when the holder had, between notice and end, less time than 1.5 heartbeats to say that
-    it lives; so does a clock that stepped in between, since it takes that time away. A begin,
+    it lives. So does a clock that stepped in between, where the sweeping process cannot know: at
+    none of its looks since the notice had it come further than the process's own. A begin,
     touch, extend or open that is acknowledged found an active session. The provider's own TTL
     does not run out under a turn, nor before what was promised, unless by a process in another
     account, which cannot extend it, or the provider refused to extend it three times in a row.
@@ -15,10 +16,10 @@ S3  Rows only go forward; only the holder of a claim writes its outcome, a claim
 S4  `gone` is only written after the cloud itself, asked in the right account, had none; `lost`
     only when there is none; what no row explains lives for its grace.
 S5  The sweep ends what an earlier look noticed, no activity since, a confirm interval later, and
-    never before what was acknowledged (a touch, a turn, an extension) has run out.
-L   When faults have stopped: every session ended, every sandbox gone, nothing of ours alive. Only
-    what a clock that was set back still promises (an extension, a turn's ceiling, by its dates)
-    may stay until then.
+    never before what was acknowledged (a touch, a turn, an extension) has run out. An extension
+    lasts for as many seconds as were asked for, unless the clock jumps ahead over its date.
+L   When faults have stopped: every session ended, every sandbox gone, nothing of ours alive. No
+    date that a clock wrote which was set back since keeps anything for longer.
 H1  Who is told of a move can find it committed; gone events, gone rows and the cloud agree.
 """
 
@@ -167,8 +168,6 @@ class Judge:
         return Asked(
             session_id=session_id,
             at=self.scheduler.now,
-            clock=self.server.clock(),
-            step=self.server.step,
             steps=len(self.server.stepped),
         )
 
@@ -187,14 +186,16 @@ class Judge:
         if known is not None and row is not None and row.generation == known.generation:
             self._active(asked, known.generation)
 
-    def extended(self, asked: Asked, session: Session) -> None:
+    def extended(self, asked: Asked, session: Session, seconds: float) -> None:
         """extend() has returned."""
         self._was_active(asked, "extend")
         until = session.extended_until
         if until is not None:  # it may have stepped back with the clock before the answer came
-            until += timedelta(seconds=min(0.0, self.server.step - asked.step))
+            highest = max(self.server.off_by(asked.at))
+            until += timedelta(seconds=min(0.0, self.server.step - highest))
         now = self.server.clock()
-        self.books.extended(session.id, session.generation, until, now)
+        lasts = asked.at + seconds
+        self.books.extended(session.id, session.generation, until, now, lasts=lasts)
 
     def began(self, asked: Asked, turn: Turn, ceiling: float) -> Trust:
         """A turn has begun, and its holder goes to work."""
@@ -270,12 +271,11 @@ class Judge:
 
     def finish(self) -> None:
         """The quiet time is over."""
-        promised = self.rows.promised_until(self.server.clock())
         for session in self.rows.sessions.values():
-            if session.status != "ended" and session.id not in promised:
+            if session.status != "ended":
                 self.broken("L1", f"session {session.id} is still active: {session}")
         for sandbox in self.rows.sandboxes.values():
-            if sandbox.state != "gone" and sandbox.session_id not in promised:
+            if sandbox.state != "gone":
                 self.broken("L1, L3", f"a sandbox is still {sandbox.state}: {sandbox}")
         by_name = {name_of(row.key): row for row in self.rows.sandboxes.values()}
         spared = self.rows.keeps_what_it_cannot_know()
@@ -291,12 +291,12 @@ class Judge:
         return [box for box in self.cloud.boxes if not box.foreign and self.cloud.alive(box)]
 
     def _active(self, asked: Asked, generation: int) -> None:
-        """Counted from when it was asked, or from where a clock that was set back has come to."""
+        """Counted from when it was asked, by a clock that may have been set back since."""
         session = self.rows.sessions.get(asked.session_id)
         sandbox = None if session is None else self.rows.current(session)
         if sandbox is not None and self.scheduler.actor.process.account != sandbox.scope:
             self.from_elsewhere.add((asked.session_id, generation))
-        self.books.active(asked.session_id, generation, min(asked.clock, self.server.clock()))
+        self.books.active(asked.session_id, generation, self.server.earliest(asked.at))
 
     def _was_active(self, asked: Asked, what: str) -> None:
         """Somewhere between the question and the answer the session was active."""

@@ -71,8 +71,7 @@ class Wire:
         self.process, self._open, self._broken = scheduler.actor.process, True, ""
         server.check_up()
         self._began = scheduler.now
-        scheduler.actor.opened_at = scheduler.now + server.step
-        scheduler.actor.opened_step = server.step
+        scheduler.actor.opened_at = scheduler.now
         if server.flavour is Flavour.SQLITE:
             server.acquire(self)
 
@@ -83,6 +82,7 @@ class Wire:
             return
         try:
             server.scheduler.point()
+            server.between(server.scheduler.actor)
             self._check_broken()
             self.lock(server)
             if server.faults.hit(Fault.STATEMENT_FAILED):
@@ -116,8 +116,8 @@ class Wire:
         if server.faults.hit(Fault.COMMIT_FAILED):
             self.cut("the commit failed")
             self._check_broken()
-        now = server.now()
         if server.owner is self:
+            now = server.latest(scheduler.actor)
             server.release("COMMIT")
             scheduler.note("COMMIT")
             server.committed(scheduler.actor, now)

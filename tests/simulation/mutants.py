@@ -17,19 +17,9 @@ UNSEEN: Mapping[str, str] = {
     "a notice from the future stays": "its session's other dates are brought back, and clear it",
     "activity of the future stays": "re-arming brings it back as well",
     "a claim does not run out": "the sweep brings back dates that nobody writes",
-    "a jump of the clock goes unseen": "in one world of 5,000: it takes an outage, and the jump in "
-    "the second after it",
-    "a notice from before a jump of the clock counts": "in none of 1,000 worlds: the jump "
-    "has to fall between notice and end, and both into a holder's silence",
-    "a jump is forgotten": "in none of 1,000 worlds: likewise, and a later sweep decides",
-    "a jump in the middle of a sweep goes unseen": "in none of 1,000 worlds: a sweep takes 0.2 s",
-    "waiting to begin counts as time for heartbeats": "in none of 1,000 worlds: a sweep and a "
-    "heartbeat have to wait for one lock at the end of an outage",
+    "waiting to begin counts as time for heartbeats": "it takes a sweep that is stopped when it "
+    "has just got the lock in which it ends, between a notice and the next heartbeat",
     "begin takes what is not usable": "the turn's own ceiling refuses it as well",
-    "an extension is a date": "in none of 1,000 worlds: it takes an extension while the clock is "
-    "ahead, and no activity afterwards",
-    "an extension counts from the last activity": "in none of 1,000 worlds: it takes an extension, "
-    "a clock ahead, activity, and the clock back",
     "activity goes back": "one SQLite writes in the order of its clock",
     "now is when the transaction began": "a word of PostgreSQL's",
     "an orphan has no grace": "no row of a world is later than its sandbox",

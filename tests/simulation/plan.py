@@ -31,11 +31,15 @@ POLICY = Policy(
     backstop=3.0,  # the least that settings allow
 )
 SMALL_BATCHES = replace(POLICY, batch=2)
+# Between two heartbeats there is time for a few sweeps, and for what happens to the clock there.
+RESTLESS = replace(POLICY, heartbeat=20.0, confirm_interval=40.0, batch=2)
 PATIENT = replace(POLICY, confirm_interval=40.0)
 CAREFUL = replace(POLICY, breaker_min=1, breaker_ratio=0.3)
-POLICIES = (POLICY, SMALL_BATCHES, PATIENT, CAREFUL)
+POLICIES = (POLICY, SMALL_BATCHES, PATIENT, CAREFUL, RESTLESS)
 SWEEP = 20.0
 CHAOS = 200.0
+EXTENSIONS = (5.0, 80.0, 130.0)
+LONG_EXTENSIONS = (80.0, 130.0, 200.0)  # the clock goes ahead and back while they last
 
 
 class Flavour(StrEnum):
@@ -54,6 +58,7 @@ class Focus(StrEnum):
     OUTAGES = "outages"
     COMMITS = "commits"
     CLOCK = "clock"
+    JUMPS = "jumps of the clock in sweeps"
     PROVIDER = "provider"
     STUBBORN = "stubborn sandboxes"
     CREATES = "creates"
@@ -91,6 +96,7 @@ OFTEN: Mapping[Focus, Mapping[Fault, float]] = {
         Fault.COMMIT_FAILED: 0.04,
         Fault.COMMIT_UNKNOWN: 0.08,
     },
+    Focus.JUMPS: {Fault.JUMP_IN_SWEEP: 0.02, Fault.STATEMENT_FAILED: 0.01},
     Focus.PROVIDER: {
         Fault.REFUSED: 0.1,
         Fault.LIMITED: 0.1,
@@ -141,6 +147,9 @@ class Plan:
     stop_rate: float
     sessions: int
     users: int
+    sweep: float  # between two of one process
+    extends: int  # how often users ask for that, where a turn is 10
+    extensions: tuple[float, ...]
     pause: float  # a user's, between two things that he does, on average
 
     def has(self, focus: Focus) -> bool:
@@ -161,12 +170,21 @@ def plan(seed: int) -> Plan:
         seed=seed,
         foci=foci,
         flavour=random.choice(tuple(Flavour)),
-        policy=CAREFUL if Focus.BREAKER in foci else random.choice((POLICY, SMALL_BATCHES)),
+        policy=_policy(foci, random),
         rates=rates,
         crash_rate=0.004 if Focus.CRASHES in foci else 0.0005,
         stop_rate=0.004 if Focus.STOPS in foci else 0.0005,
         # Where creates are joined, everybody wants the same.
         sessions=1 if crowded else random.choice((2, 3, 4)),
         users=4 if crowded else random.choice((2, 3, 4)),
+        sweep=5.0 if Focus.JUMPS in foci else SWEEP,
+        extends=6 if Focus.JUMPS in foci else 1,
+        extensions=LONG_EXTENSIONS if Focus.JUMPS in foci else EXTENSIONS,
         pause=6.0 if crowded else random.choice((6.0, 15.0, 30.0)),
     )
+
+
+def _policy(foci: tuple[Focus, ...], random: Random) -> Policy:
+    if Focus.BREAKER in foci:
+        return CAREFUL
+    return RESTLESS if Focus.JUMPS in foci else random.choice((POLICY, SMALL_BATCHES))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from core.policy import Policy
 from tests.simulation.books import Trust
 from tests.simulation.judge import Judge, name_of
+from tests.simulation.moments import sweeps
 from tests.simulation.rows import SandboxRow, SessionRow, moment
-from tests.simulation.scheduler import Actor
+from tests.simulation.scheduler import Actor, Look
 
 RANK = {"creating": 1, "running": 2, "closing": 3, "gone": 4}
 TICK = timedelta(milliseconds=5)  # the store rounds to milliseconds
@@ -23,10 +24,11 @@ class RowRules:
         self.judge = judge
         self.heartbeat = policy.heartbeat
         self.lease = timedelta(seconds=policy.publish_lease)
-        self.noticed: dict[str, float] = {}
+        self.noticing: dict[str, float] = {}  # when the transaction began that noticed it
+        self.noticed: dict[str, float] = {}  # and when it was committed
 
     def committed(self, actor: Actor, now: datetime) -> None:
-        """`now` is what the transaction took for the time."""
+        """`now` is the latest that the transaction can have taken for the time."""
         rows = self.judge.rows
         sessions, sandboxes = rows.changed()
         if not sessions and not sandboxes:
@@ -63,7 +65,7 @@ class RowRules:
         if new.state == "gone" and old.state != "gone":
             self._gone(new)
         elif sweeps(actor):
-            self._published(actor, now, old, new)
+            self._published(actor, old, new)
 
     def _forward(self, old: SandboxRow, new: SandboxRow) -> None:
         judge = self.judge
@@ -99,12 +101,12 @@ class RowRules:
         if judge.rows.gone_events(new) != 1:
             judge.broken("H1", f"{name} is gone, and the ledger has not exactly one such event")
 
-    def _published(self, actor: Actor, now: datetime, old: SandboxRow, new: SandboxRow) -> None:
+    def _published(self, actor: Actor, old: SandboxRow, new: SandboxRow) -> None:
         """A sweep that leaves a date in the past publishes the same teardown again and again."""
         if old.state != "closing" or new.due_at == old.due_at or new.due_at is None:
             return
-        was_due = old.due_at is not None and moment(old.due_at) <= now
         since = self.judge.server.began(actor)  # stopped in its transaction, it may be late
+        was_due = old.due_at is not None and moment(old.due_at) <= since
         if was_due and moment(new.due_at) <= since + self.lease / 2:
             self.judge.broken("L1", f"published without a lease: {new}")
 
@@ -137,12 +139,14 @@ class RowRules:
             return
         if new.noticed_at is not None and new.noticed_at != old.noticed_at:
             self.noticed[new.id] = judge.scheduler.now
+            assert actor.opened_at is not None, "whoever notices has a transaction"
+            self.noticing[new.id] = actor.opened_at
         if new.generation not in {old.generation, old.generation + 1}:
             judge.broken("S3", f"generations jumped: {old} became {new}")
         if old.status == "active" and new.generation > old.generation:
             self._replaced(old)
         if old.status == "active" and new.generation == old.generation:
-            self._activity(actor, old, new)
+            self._activity(actor, now, old, new)
             self._due(now, old, new)
             if new.status == "ended":
                 judge.ended_as[new.id, new.generation] = new.end_reason
@@ -154,10 +158,11 @@ class RowRules:
         if sandbox is None or sandbox.state not in fitting:
             self.judge.broken("L1", f"{new.id} is {new.status}, and its sandbox {sandbox}")
 
-    def _activity(self, actor: Actor, old: SessionRow, new: SessionRow) -> None:
+    def _activity(self, actor: Actor, now: datetime, old: SessionRow, new: SessionRow) -> None:
         # Only what lies in the future of a clock that was set back may be brought back; also when
-        # it is set right again before the commit.
-        true = moment(old.last_activity_at) <= self.judge.server.seen(actor) + TICK
+        # that has come to it, or is set right again, before the commit.
+        server = self.judge.server
+        true = moment(old.last_activity_at) <= (server.began(actor) if server.stepped else now)
         if new.last_activity_at < old.last_activity_at and true:
             self.judge.broken("S1", f"{actor.name} took activity back: {old} became {new}")
         later = new.last_activity_at > old.last_activity_at
@@ -195,10 +200,12 @@ class RowRules:
             return
         if self.judge.rows.held():
             self.judge.broken("breaker", f"{new.id} was ended while everything is held")
-        self._confirmed(actor, now, old)
-        self._kept(now, new)
+        assert new.ended_at is not None, "whoever ends it says when"
+        ended = moment(new.ended_at)  # a clock that is watched steps also before the commit
+        self._confirmed(actor, ended, old)
+        self._kept(ended, new)
         for trust in trusts:
-            self._unheard(trust, new)
+            self._unheard(trust, new, actor)
 
     def _replaced(self, old: SessionRow) -> None:
         """
@@ -230,41 +237,47 @@ class RowRules:
         known = self.judge.books.promised.get(new.id)
         if known is None or known.generation != new.generation or new.end_reason != "idle":
             return
-        if known.extended_until is not None and known.extended_until > now + TICK:
+        lasts = known.extended_until is not None and known.extended_until > now + TICK
+        if lasts and known.lasts > self.judge.scheduler.now:
             self.judge.broken("S1", f"{new.id} was extended until {known.extended_until}: {new}")
         if known.active_at + timedelta(seconds=new.idle_ttl) > now + TICK:
             self.judge.broken("S5", f"{new.id} was active at {known.active_at}: {new}")
 
-    def _unheard(self, trust: Trust, new: SessionRow) -> None:
+    def _unheard(self, trust: Trust, new: SessionRow, actor: Actor) -> None:
         """A holder that lives, and had the time to say so, was not heard."""
         judge = self.judge
         now = judge.scheduler.now
+        assert new.ended_at is not None, "whoever ends it says when"
+        clock = moment(new.ended_at)
         since = max(self.noticed.get(new.id, 0.0), trust.since)
-        steps = [when for when in judge.server.stepped if since <= when]
-        if steps and not self._could_tell(steps):
-            trust.excused = "the database's clock stepped between notice and end"
-            return
         stopped = trust.process.stopped_between(since, now)
         lame = stopped + judge.server.blocked_between(since, now)
-        if stopped > 0.0 and now - since - lame < 1.5 * self.heartbeat:
-            trust.excused = f"stopped or cut off for {lame:.1f} s of {now - since:.1f} s"
-            return
+        if now - since - lame < 1.5 * self.heartbeat:
+            if stopped > 0.0:
+                trust.excused = f"stopped or cut off for {lame:.1f} s of {now - since:.1f} s"
+                return
+            looked = self.noticing.get(new.id, 0.0)
+            stepped = any(looked <= when for when in judge.server.stepped)
+            if stepped and not could_tell(actor, looked, now, clock):
+                trust.excused = "the database's clock stepped between notice and end"
+                return
         judge.broken(
             "S1, S5",
             f"{new.id} was ended ({new.end_reason}) under turn {trust.turn.id} of "
             f"{trust.process.name}, noticed {now - since:.1f} s before, unable for {lame:.1f} s",
         )
 
-    def _could_tell(self, steps: Sequence[float]) -> bool:
-        """
-        Whether whoever ends now has watched the clock since before it jumped. Of two steps it may
-        have seen what is left of both.
-        """
-        actor = self.judge.scheduler.running
-        assert actor is not None, "an end is a transaction of somebody"
-        return len(steps) == 1 and actor.process.watches_since < steps[0]
 
-
-def sweeps(actor: Actor) -> bool:
-    """Whether this is a sweep: beat's, or one that stands in for it."""
-    return actor.name.endswith(("/sweep", "/watchdog"))
+def could_tell(actor: Actor, since: float, now: float, clock: datetime) -> bool:
+    """
+    Whether the process that ends something now, when the clock shows this, has seen that clock come
+    further than its own, by a quarter of its confirm interval, between two of its looks, of which
+    the later one was after `since`. It does not know what happened to the clock between them.
+    """
+    tolerance = actor.process.confirm_interval / 4
+    looks = [*actor.process.looks, Look(now, now, clock)]
+    return any(
+        (new.clock - old.clock).total_seconds() > new.at - old.asked + tolerance
+        for old, new in pairwise(looks)
+        if new.at > since
+    )

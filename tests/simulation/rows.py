@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 SESSIONS = (
     "SELECT id, status, generation, last_activity_at, due_at, noticed_at, noticed_activity_at,"
-    " extended_until, opened_at, idle_ttl, max_age, end_reason FROM sessions ORDER BY id"
+    " extended_until, opened_at, idle_ttl, max_age, ended_at, end_reason FROM sessions ORDER BY id"
 )
 SANDBOXES = (
     "SELECT key, session_id, generation, scope, state, external_id, due_at, not_before, attempts,"
@@ -17,11 +17,6 @@ SANDBOXES = (
 LIVE_TURNS = (
     "SELECT count(*) FROM turns WHERE session_id = ? AND generation = ? AND ended_at IS NULL"
     " AND hard_until > ?"
-)
-PROMISED = (
-    "SELECT id FROM sessions WHERE status = 'active' AND (extended_until > ? OR EXISTS (SELECT 1"
-    " FROM turns WHERE session_id = sessions.id AND turns.generation = sessions.generation"
-    " AND ended_at IS NULL AND hard_until > ?))"
 )
 OPEN_HOLDS = "SELECT count(*) FROM holds WHERE until IS NULL"
 KEPT_FOR_GOOD = "SELECT count(*) FROM holds WHERE reason = 'store' AND decision = 'denied'"
@@ -45,6 +40,7 @@ class SessionRow:
     opened_at: str
     idle_ttl: float
     max_age: float | None
+    ended_at: str | None
     end_reason: str | None
 
 
@@ -129,11 +125,6 @@ class Rows:
         of = (session.id, session.generation, stored(now))
         found: int = self.real.execute(LIVE_TURNS, of).fetchone()[0]
         return found
-
-    def promised_until(self, now: datetime) -> set[str]:
-        """Active sessions that a date in the future keeps: an extension, or a turn's ceiling."""
-        limit = stored(now - timedelta(seconds=200.0))
-        return {str(row[0]) for row in self.real.execute(PROMISED, (limit, limit))}
 
     def held(self) -> bool:
         """Whether a question to an operator is open."""

@@ -6,11 +6,11 @@ scheduling point, so one seed decides every interleaving, and the same seed deci
 from __future__ import annotations
 
 import heapq
-import math
 import traceback
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from random import Random
 
 from greenlet import greenlet
@@ -18,6 +18,15 @@ from greenlet import greenlet
 
 class Crash(BaseException):
     """The process died at this instruction: no handler of the program's own may see it."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of a process at the database's clock: when it asked, when it knew, what it saw."""
+
+    asked: float
+    at: float
+    clock: datetime
 
 
 @dataclass(eq=False)
@@ -32,7 +41,7 @@ class Process:
     stops: list[tuple[float, float]] = field(default_factory=list)
     confirm_interval: float = 0.0  # by the policy that it was started with
     account: str = ""  # that it is logged in to
-    watches_since: float = math.inf  # the database's clock, when it sweeps
+    looks: list[Look] = field(default_factory=list)  # when it sweeps
 
     def stopped_between(self, since: float, until: float) -> float:
         """For how many of these seconds it was stopped (SIGSTOP, a suspended machine)."""
@@ -47,8 +56,7 @@ class Actor:
     process: Process
     greenlet: greenlet
     wake: int = 0
-    opened_at: float | None = None  # when its transaction began, by the database's clock
-    opened_step: float = 0.0  # how far that clock was off then
+    opened_at: float | None = None  # when its transaction began
     attempt: tuple[str, int, str] | None = None  # the session, generation and name of a worker's
 
 

@@ -20,8 +20,8 @@ from tests.simulation.faults import Fault, Faults
 from tests.simulation.host import host
 from tests.simulation.judge import Judge
 from tests.simulation.line import Line
-from tests.simulation.plan import CHAOS, SWEEP, Focus, Plan
-from tests.simulation.scheduler import Process, Scheduler
+from tests.simulation.plan import CHAOS, Focus, Plan
+from tests.simulation.scheduler import Look, Process, Scheduler
 from tests.simulation.users import Limits, User
 
 NAMES = (
@@ -40,7 +40,7 @@ COMES_BACK = (1.0, 10.0, 40.0)
 
 
 class Observed(Timekeeper):
-    """Says since when its process can tell a jump of the database's clock from time."""
+    """Writes down when its process looked at the database's clock, and what it saw."""
 
     def __init__(
         self, scheduler: Scheduler, process: Process, machine: Host, policy: Policy
@@ -50,9 +50,14 @@ class Observed(Timekeeper):
         self._process = process
 
     def watch(self, look: Callable[[], datetime]) -> Watched:
-        watched = super().watch(look)
-        self._process.watches_since = min(self._process.watches_since, self._scheduler.now)
-        return watched
+        before = self._scheduler.now
+
+        def seen() -> datetime:
+            clock = look()
+            self._process.looks.append(Look(before, self._scheduler.now, clock))
+            return clock
+
+        return super().watch(seen)
 
 
 class Staff:
@@ -150,6 +155,8 @@ class Staff:
                 self.judge,
                 self.faults,
                 sessions=self.sessions,
+                extends=self.plan.extends,
+                extensions=self.plan.extensions,
                 pause=self.plan.pause,
                 until=CHAOS,
             )
@@ -158,7 +165,7 @@ class Staff:
     def _sweeper(self, process: Process) -> None:
         process.confirm_interval = self.sweep_policy.confirm_interval
         reaper = self._reaper(process, host(self.scheduler, process), self.sweep_policy)
-        sweeper = Sweeper(self.scheduler, reaper, SWEEP)
+        sweeper = Sweeper(self.scheduler, reaper, self.plan.sweep)
         self.scheduler.spawn(process, f"{process.name}/sweep", sweeper.live)
 
     def _worker(self, process: Process) -> None:

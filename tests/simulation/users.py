@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -32,7 +32,6 @@ REFUSALS = (
     StoreUnavailable,
 )
 TURNS = (1.0, 10.0, 25.0, 90.0, 150.0)
-EXTENSIONS = (5.0, 80.0, 130.0)
 WEDGED = 1e9
 
 
@@ -55,6 +54,8 @@ class User:
         faults: Faults,
         *,
         sessions: Mapping[str, Limits],
+        extends: int,
+        extensions: Sequence[float],
         pause: float,
         until: float,
     ) -> None:
@@ -62,6 +63,7 @@ class User:
         self.judge = judge
         self.faults = faults
         self.sessions = sessions
+        self.extensions = extensions
         self.pause = pause
         self.until = until
         self.scheduler: Scheduler = judge.scheduler
@@ -70,7 +72,7 @@ class User:
             (self._run_turn, 10),
             (self._open, 2),
             (self._touch, 2),
-            (self._extend, 1),
+            (self._extend, extends),
             (self._end, 2),
         ]
         self._acts = [act for act, weight in acts for _ in range(weight)]
@@ -112,8 +114,9 @@ class User:
 
     def _extend(self, session_id: str) -> None:
         asked = self.judge.ask(session_id)
-        session = self.keeper.extend(session_id, self.random.choice(EXTENSIONS))
-        self.judge.extended(asked, session)
+        seconds = self.random.choice(self.extensions)
+        session = self.keeper.extend(session_id, seconds)
+        self.judge.extended(asked, session, seconds)
 
     def _end(self, session_id: str) -> None:
         self.keeper.end(session_id)

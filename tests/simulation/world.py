@@ -15,6 +15,7 @@ from tests.simulation.database import Server
 from tests.simulation.faults import Fault, Faults
 from tests.simulation.judge import Judge, Violation
 from tests.simulation.line import INSTALLATION, Line
+from tests.simulation.moments import Moments
 from tests.simulation.plan import CHAOS, PATIENT, Focus, Plan, plan
 from tests.simulation.row_rules import RowRules
 from tests.simulation.rows import Rows
@@ -23,7 +24,6 @@ from tests.simulation.staff import Staff
 from tests.simulation.users import Limits
 
 QUIET = 600.0  # more than the sum of what anybody may wait for
-GRACE = 300.0  # more, for what a date kept for that long
 STOPS = (1.0, 4.0, 12.0, 30.0, 100.0)
 
 
@@ -55,6 +55,8 @@ class World:
         self.cloud = Cloud(self.scheduler, self.faults, self.judge)
         self.judge.server, self.judge.cloud = self.server, self.cloud
         self.judge.rows = Rows(real)
+        self.moments = Moments(self.scheduler, self.faults, self.step_clock)
+        self.server.between = self.moments.between
         self.bus = Bus(self.scheduler, self.faults, self.judge.rang)
         self.sessions = {f"s{number}": self._limits() for number in range(self.plan.sessions)}
         self.staff = Staff(
@@ -67,7 +69,6 @@ class World:
             bus=self.bus,
             sessions=self.sessions,
         )
-        self.kept_at = 0.0
         self.scheduler.on_stop.append(lambda *_: self.faults.happened(Fault.STOP))
 
     def run(self) -> Result:
@@ -87,8 +88,6 @@ class World:
         if self.faults.count[Fault.WRONG_ACCOUNT]:
             patience = 6.0 if self.faults.count[Fault.ABANDONED] else 2.0
         self.scheduler.run(CHAOS + patience * QUIET)
-        if self.kept_at > self.scheduler.now - GRACE:
-            self.scheduler.run(self.scheduler.now + GRACE)
         for actor, trace in self.scheduler.failures:
             self.judge.failed(actor, trace)
         if self.judge.violation is None:
@@ -119,6 +118,9 @@ class World:
     def step_clock(self, seconds: float) -> None:
         self.server.step_clock(seconds)
         self.judge.books.clock_stepped(seconds, self.server.clock())
+
+    def swing_clock(self, seconds: float, back: float) -> None:
+        self.moments.swing(seconds, back)
 
     def vanish(self) -> None:
         boxes = [box for box in self.cloud.boxes if self.cloud.alive(box) and not box.foreign]
@@ -199,8 +201,6 @@ class World:
             self.scheduler.halted = True
             return
         self.judge.lingering(CHAOS)
-        if self.judge.rows.promised_until(self.server.clock()):
-            self.kept_at = self.scheduler.now
         self.scheduler.at(self.scheduler.now + 5.0, self._look_for_the_end)
 
     def _tear_down(self) -> None:
@@ -211,6 +211,8 @@ class World:
 
     def _limits(self) -> Limits:
         random = self.scheduler.random
+        if self.plan.has(Focus.JUMPS):
+            return Limits(max_turn=300.0)  # which most jumps do not reach
         if self.plan.has(Focus.OUTAGES):
             return Limits(max_turn=200.0)  # turns that are still there when it is over
         if self.plan.has(Focus.ROLLOUT):
