@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from .errors import AuthFailed, ProviderError, words
+from .errors import AuthFailed, OutcomeUnknown, ProviderError, Unavailable, words
 from .events import Event, EventKind
 from .host import Host, in_forked_children
 from .model import Sandbox, Session
@@ -50,6 +50,9 @@ class Backstop:
         # What the provider heard last of these is not what the row says: two asked at once, or
         # one was extended while the store did not answer. And since when.
         self._doubted: dict[str, float] = {}
+        # An extension of these was not answered, and may land until then: after a longer one,
+        # which it would shorten.
+        self._may_land: dict[str, float] = {}
         self._answered_at = self._host.monotonic()  # the store, at the last look
         self._lock = threading.Lock()
 
@@ -127,6 +130,7 @@ class Backstop:
         else:
             self._answered_at = now
             self._doubted = {}
+            self._may_land = {of: until for of, until in self._may_land.items() if until > now}
             watched = {name: until for name, until in watched.items() if until > now}
         with self._lock:
             for name, until in watched.items():
@@ -135,7 +139,7 @@ class Backstop:
 
     def _make_good(self) -> None:
         """The row knows the longest of all promises: ask the provider for that."""
-        for session_id in sorted(self._doubted):
+        for session_id in sorted(self._doubted.keys() | self._may_land.keys()):
             for extension in self.store.backstops.claim([session_id], anyway=True):
                 self._extend_or_tell(extension)
 
@@ -171,6 +175,9 @@ class Backstop:
         try:
             granted = provider.extend(extension.ref, ttl=extension.ttl, deadline=deadline)
             enough = self.store.backstops.granted(extension, granted)
+        except (OutcomeUnknown, Unavailable):
+            self._may_land[extension.session_id] = deadline + self.policy.create_deadline
+            raise
         finally:
             if not enough:  # its session may be idle from now on, and is kept all the same
                 self.watch(extension.session_id, seconds=extension.ttl)

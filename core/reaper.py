@@ -77,8 +77,8 @@ class Reaper:
         """
         guard = self.store.guard
         guard.check(actor=ACTOR)
-        watched = self._timekeeper.watch(self.store.sweeps.now)
         ending = self._may_end()
+        watched = self._timekeeper.watch(self.store.sweeps.now)
         report = SweepReport(clamped=self._until_short(self.store.clamps.clamp))
         report += self._sweep_sessions(watched, ending=ending)
         if ending:

@@ -18,7 +18,11 @@ class Watched:
 
     since: datetime
     latest: Callable[[], datetime]
-    """The latest that the clock may show by now; beyond it, it has jumped since the sweep began."""
+    """
+    The latest that the clock may show by now, asked before each step. Beyond it, it has jumped
+    since the sweep began; or a step was held up, as by a lock, and so was every heartbeat: from
+    then on this stands still, and nobody is ended until the next sweep.
+    """
 
 
 UNWATCHED = Watched(since=EVER, latest=lambda: datetime(9999, 1, 1, tzinfo=UTC))
@@ -46,9 +50,22 @@ class Timekeeper:
         if self._known is not None:
             at, then, since = self._known
             # A clock that went back behind a jump never reaches a date before it: from now on.
-            since = now if now > self._latest(at, then) else min(since, now)
+            since = now if now > self._latest(at, self._monotonic() - then) else min(since, now)
         self._known = now, before, since
-        return Watched(since=since, latest=lambda: self._latest(now, before))
+        return Watched(since=since, latest=self._while_it_goes_on(now, before))
 
-    def _latest(self, at: datetime, then: float) -> datetime:
-        return at + timedelta(seconds=self._monotonic() - then) + self._tolerance
+    def _while_it_goes_on(self, at: datetime, then: float) -> Callable[[], datetime]:
+        last = then
+
+        def latest() -> datetime:
+            nonlocal last
+            now = self._monotonic()
+            # Beats that waited for the same lock as this sweep may get it after this sweep.
+            if now - last <= self._tolerance.total_seconds():
+                last = now
+            return self._latest(at, last - then)
+
+        return latest
+
+    def _latest(self, at: datetime, seconds: float) -> datetime:
+        return at + timedelta(seconds=seconds) + self._tolerance

@@ -135,12 +135,16 @@ MUTANTS = (
         at("reaper", "a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it"),
     ),
     Mutant(
-        "waiting to begin counts as time for heartbeats",
+        "a step that was held up counts as time for heartbeats",
         "S5: after an outage the first heartbeat comes before the second look",
-        SWEEPS,
-        '"since": watched.since, "latest": latest}',
-        '"since": watched.since, "latest": watched.latest()}',
-        at("reaper", "a_sweep_that_waited_to_begin_ends_nobody"),
+        "core/timekeeper.py",
+        "            if now - last <= self._tolerance.total_seconds():\n",
+        "            if now - last <= 1e9:\n",
+        at(
+            "reaper",
+            "a_sweep_that_was_held_up_before_it_looks_at_sessions_ends_nobody",
+            "a_sweep_that_waited_to_begin_ends_nobody",
+        ),
     ),
     Mutant(
         "a jump is forgotten",

@@ -377,6 +377,14 @@ HEALTH_MUTANTS = (
         at("races", "who_waited_for_anothers_extension_does_not_extend", on=""),
     ),
     Mutant(
+        "an extension that was not answered never lands",
+        "S1: what was promised last is what the provider heard last",
+        BACKSTOP,
+        "deadline + self.policy.create_deadline",
+        "0.0",
+        at("backstop", "an_extension_that_lands_late_takes_nothing_back"),
+    ),
+    Mutant(
         "extended at each look",
         "a TTL is extended at most every quarter of it",
         BACKSTOPS,

@@ -298,6 +298,30 @@ def test_the_slower_of_two_extensions_takes_nothing_back(
     assert expires_at >= promised
 
 
+def test_an_extension_that_lands_late_takes_nothing_back(
+    *, process: Process, keeper: Keeper, provider: FakeCloud, later: Pass
+) -> None:
+    """S1: nobody heard whether it was done; forty hours were granted before it was."""
+    keeper.open("conv")
+    later(QUARTER + 1)
+    keeper.touch("conv")
+    provider.delay("extend")
+    process.look()
+    promised = keeper.extend("conv", 40 * 3600).extended_until
+    for _ in range(2):
+        later(LIMITS.extend_interval)
+        process.look()
+    assert provider.land() == 1
+
+    later(LIMITS.extend_interval)
+    process.look()
+
+    expires_at = box(provider).expires_at
+    assert promised is not None
+    assert expires_at is not None
+    assert expires_at >= promised
+
+
 def test_who_cannot_extend_keeps_it_from_nobody(
     *, store: Store, provider: FakeCloud, world: FrozenClock, later: Pass
 ) -> None:

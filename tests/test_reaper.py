@@ -491,14 +491,14 @@ def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
     clock.advance(IDLE_TTL)
     world.advance(IDLE_TTL)
     watchful.sweep()
-    mass_end = watchful.store.sweeps.mass_end
+    clamp = watchful.store.clamps.clamp
 
-    def jumps() -> dict[str, int] | None:
+    def jumps(limit: int) -> int:
         clock.advance(7200)
-        return mass_end()
+        return clamp(limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watchful.store.sweeps, "mass_end", jumps)
+        patch.setattr(watchful.store.clamps, "clamp", jumps)
         during = watchful.sweep().ended
     clock.advance(CONFIRM)
     world.advance(CONFIRM)
@@ -532,6 +532,36 @@ def test_a_sweep_that_waited_to_begin_ends_nobody(
         during = watchful.sweep().ended
 
     assert (during, watchful.sweep().ended) == (0, 1)
+
+
+def test_a_sweep_that_was_held_up_before_it_looks_at_sessions_ends_nobody(
+    *,
+    keeper: Keeper,
+    watchful: Reaper,
+    clock: FrozenClock,
+    world: FrozenClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """S5: beats that waited for the same lock may come after it; the next sweep ends."""
+    for name in ("conv-1", "conv-2"):
+        keeper.open(name)
+    clock.advance(IDLE_TTL)
+    world.advance(IDLE_TTL)
+    watchful.sweep()
+    clamp = watchful.store.clamps.clamp
+
+    def held_up(limit: int) -> int:
+        clock.advance(CONFIRM)
+        world.advance(CONFIRM)
+        return clamp(limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watchful.store.clamps, "clamp", held_up)
+        during = watchful.sweep().ended
+    clock.advance(CONFIRM)
+    world.advance(CONFIRM)
+
+    assert (during, watchful.sweep().ended) == (0, 2)
 
 
 def test_a_notice_from_the_future_does_not_hold_up_the_end(

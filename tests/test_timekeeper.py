@@ -51,6 +51,19 @@ def test_a_jump_is_remembered_by_the_sweeps_that_follow(
     assert timekeeper.watch(clock).since == jumped_at
 
 
+def test_a_long_sweep_goes_on_as_long_as_no_step_is_held_up(
+    timekeeper: Timekeeper, clock: FrozenClock, world: FrozenClock
+) -> None:
+    """Between two steps everybody else has its turn; within one that takes long, nobody has."""
+    began, latest = clock.now, timekeeper.watch(clock).latest
+    steps = []
+    for seconds in (TOLERANCE, TOLERANCE, TOLERANCE + 1, 1.0, TOLERANCE):
+        world.advance(seconds)
+        steps.append((latest() - began).total_seconds() - TOLERANCE)
+
+    assert steps == [TOLERANCE, 2 * TOLERANCE, 2 * TOLERANCE, 2 * TOLERANCE, 2 * TOLERANCE]
+
+
 def test_a_jump_after_a_step_back_is_one(timekeeper: Timekeeper, clock: FrozenClock) -> None:
     """It is put right again, and not to be taken for time that passed."""
     timekeeper.watch(clock)
@@ -98,6 +111,6 @@ def test_the_latest_time_goes_on_with_the_process(
 ) -> None:
     """What a sweep asks in each of its batches."""
     watched = timekeeper.watch(clock)
-    world.advance(100)
+    world.advance(TOLERANCE)
 
-    assert watched.latest() == clock.now + timedelta(seconds=100 + TOLERANCE)
+    assert watched.latest() == clock.now + timedelta(seconds=2 * TOLERANCE)

@@ -112,15 +112,12 @@ class Sweeps:
         One batch of due sessions: (looked at, re-armed, noticed, ended). `only` one session, to
         find the row that makes a batch fail. Without `ending` those that would end wait.
         """
-        # Before the transaction, which may wait to begin: whatever kept it waiting has kept the
-        # heartbeats waiting too, and they come before the next sweep.
-        latest = watched.latest()
         with self.database.move() as move:
             rows = move.all(self._lock_due, {"limit": limit, "only": only})
             if not rows:
                 return 0, 0, 0, 0
             ids: dict[str, Any] = {"ids": [row.id for row in rows]}
-            believed = {**ids, "since": watched.since, "latest": latest}
+            believed = {**ids, "since": watched.since, "latest": watched.latest()}
             # End before notice, notice before re-arm: no row can take two steps in one sweep.
             ended = move.all(self._end, believed) if ending else []
             self._endings.close(move, ended, ACTOR)

@@ -17,8 +17,8 @@ UNSEEN: Mapping[str, str] = {
     "a notice from the future stays": "its session's other dates are brought back, and clear it",
     "activity of the future stays": "re-arming brings it back as well",
     "a claim does not run out": "the sweep brings back dates that nobody writes",
-    "waiting to begin counts as time for heartbeats": "it takes a sweep that is stopped when it "
-    "has just got the lock in which it ends, between a notice and the next heartbeat",
+    "a step that was held up counts as time for heartbeats": "it takes a sweep that is stopped in "
+    "the step before it ends, between a notice and the next heartbeat",
     "begin takes what is not usable": "the turn's own ceiling refuses it as well",
     "activity goes back": "one SQLite writes in the order of its clock",
     "now is when the transaction began": "a word of PostgreSQL's",
