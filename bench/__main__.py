@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 
-from . import fanout, sweep, teardown, touch
-from .figures import Figure, show
+from tests.services import ServiceMissing
+
+from . import embedded, fanout, memory, peers, plot, reconcile, sweep, teardown, touch
+from .figures import Figure, left_out, show
 from .ground import Ground, described, ground
 
 BENCHES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
@@ -17,6 +19,10 @@ BENCHES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     sweep.NAME: sweep.run,
     fanout.NAME: fanout.run,
     teardown.NAME: teardown.run,
+    peers.NAME: peers.run,
+    reconcile.NAME: reconcile.run,
+    embedded.NAME: embedded.run,
+    memory.NAME: memory.run,
 }
 
 
@@ -27,24 +33,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHES))
     parser.add_argument("--json", action="store_true", help="one line a figure, and no tables")
+    parser.add_argument(
+        "--plot", action="store_true", help=f"draw what {peers.NAME} finds, into docs/sweep.svg"
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(BENCHES)):
         parser.error(f"no bench {unknown[0]!r}: there are {', '.join(BENCHES)}")
+    if options.plot and peers.NAME not in (options.names or [peers.NAME]):
+        parser.error(f"--plot draws what bench {peers.NAME} finds: name it too")
     missed = 0
-    console, told = Console(), Console(stderr=True)
-    for name in options.names or BENCHES:
-        with ground() as here:
-            told.print(f"[bold]{name}[/] on {described(here)}")
-            figures = []
-            for figure in BENCHES[name](here):
-                figures.append(figure)
-                missed += figure.meets is False
-                told.print(f"  {figure.what} ...", style="dim")
-                if options.json:
-                    print(figure.line(), flush=True)
+    console = Console()
+    for name in options.names or ([peers.NAME] if options.plot else BENCHES):
+        figures = []
+        for figure in _measured(name, plotted=options.plot):
+            figures.append(figure)
+            missed += figure.meets is False
+            if options.json:
+                print(figure.line(), flush=True)
         if not options.json:
             show(figures, console)
     return 1 if missed else 0
+
+
+def _measured(name: str, *, plotted: bool) -> Iterator[Figure]:
+    """The figures of one bench, as they are found."""
+    told = Console(stderr=True)
+    figures = []
+    try:
+        with ground() as here:
+            where = described(here)
+            told.print(f"[bold]{name}[/] on {where}")
+            for figure in BENCHES[name](here):
+                figures.append(figure)
+                told.print(f"  {figure.what} ...", style="dim")
+                yield figure
+    except ServiceMissing as error:
+        left_out(f"what is left of bench {name}", error)
+    if plotted and name == peers.NAME:
+        plot.TARGET.write_text(plot.svg(plot.lines(figures), where), encoding="utf-8")
+        told.print(f"wrote {plot.TARGET}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -14,7 +15,8 @@ from rich.table import Table
 class Figure:
     """
     `ours` beside `peer`, both in `unit`; without a peer, `ours` itself. `at_most` or `at_least` is
-    the target of ours / peer, or of ours. A figure without a target is there to be seen.
+    the target of ours / peer, or of ours. A figure without a target is there to be seen. `live` is
+    how many sessions lived, where a picture shows what that changes.
     """
 
     bench: str
@@ -25,6 +27,7 @@ class Figure:
     peer_is: str = ""
     at_most: float | None = None
     at_least: float | None = None
+    live: int | None = None
 
     @property
     def value(self) -> float:
@@ -69,6 +72,11 @@ def show(figures: Iterable[Figure], console: Console) -> None:
             {True: "yes", False: "[red]no[/]", None: ""}[figure.meets],
         )
     console.print(table)
+
+
+def left_out(what: str, why: object) -> None:
+    """Say what is not measured here, and why."""
+    print(f"  {what} is left out: {why}", file=sys.stderr)
 
 
 def amount(value: float, unit: str) -> str:
