@@ -228,33 +228,36 @@ def ownership(name: str, labels: Mapping[str, str], installation: str) -> Owners
     Whose sandbox this is, by name and labels: ours only if every one of them is as we write it.
     None is not ours, and is never touched (S2).
     """
-    said = {label: labels.get(f"sandkeeper-{label}") for label in _LABELS}
+    said = [labels.get(label) for label in _LABELS]
     # Strangers label too, and a provider may hand on what is no text.
-    found = {label: value if isinstance(value, str) else "" for label, value in said.items()}
-    key = found["key"]
-    ours = (
-        found["installation"] == installation
-        and all(pattern.fullmatch(found[label]) for label, pattern in _LABELS.items())
-        and name == sandbox_name(installation, key)
-    )
-    if not ours:
+    if not all(isinstance(value, str) for value in said):
+        return None
+    found = _WRITTEN.fullmatch("\n".join(said))  # type: ignore[arg-type]
+    if found is None or found["installation"] != installation:
+        return None
+    if name != sandbox_name(installation, found["key"]):
         return None
     return Ownership(
-        key=key,
+        key=found["key"],
         session_digest=found["session"],
         generation=int(found["generation"]),
-        created_at=int(found["created-at"]),
+        created_at=int(found["created_at"]),
     )
 
 
-_LABELS = {
-    "installation": INSTALLATION,
-    "key": re.compile(rf"[{KEY_ALPHABET}]{{{KEY_LENGTH}}}"),
-    "session": re.compile(r"[0-9a-f]{40}"),
-    "generation": re.compile(r"[1-9][0-9]{0,9}"),
-    "created-at": re.compile(r"[0-9]{1,12}"),
-    "schema": re.compile(r"1"),
-}
+_LABELS = tuple(
+    f"sandkeeper-{label}"
+    for label in ("installation", "key", "session", "generation", "created-at", "schema")
+)
+# All of them in that order, a line each: no value of ours has a line of its own.
+_WRITTEN = re.compile(
+    rf"(?P<installation>{INSTALLATION.pattern})\n"
+    rf"(?P<key>[{KEY_ALPHABET}]{{{KEY_LENGTH}}})\n"
+    r"(?P<session>[0-9a-f]{40})\n"
+    r"(?P<generation>[1-9][0-9]{0,9})\n"
+    r"(?P<created_at>[0-9]{1,12})\n"
+    r"1"
+)
 
 
 def _shown(value: object) -> str:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import OutcomeUnknown
 from ..events import EventKind
-from ..model import Ownership, ownership
+from ..model import ownership
 from ..providers.base import ProviderState, SandboxInfo
 from ..store.inventory import Running
 from .visit import Visit
+
+
+class Shown(NamedTuple):
+    """What a pass keeps of a sandbox: of a hundred thousand, labels would be most of it."""
+
+    external_id: str | None
+    created_at: int  # seconds since 1970, as the label says
 
 
 @dataclass(kw_only=True)
 class Listing:
     """Sandboxes of ours, by our key. A provider may have made two of one name."""
 
-    of: dict[str, list[tuple[SandboxInfo, Ownership]]] = field(default_factory=dict)
+    of: dict[str, list[Shown]] = field(default_factory=dict)
     listed: int = 0
     foreign: int = 0
     _ids: set[str] = field(default_factory=set)
@@ -39,11 +47,12 @@ class Listing:
         if owned is None or not _can_be_noted(info.ref.external_id):
             self.foreign += 1
             return
-        self.of.setdefault(owned.key, []).append((info, owned))
+        shown = Shown(info.ref.external_id, owned.created_at)
+        self.of.setdefault(owned.key, []).append(shown)
 
     def has(self, row: Running) -> bool:
         """Whether it shows the sandbox of a row."""
-        return any(info.ref.external_id == row.external_id for info, _ in self.of.get(row.key, []))
+        return any(shown.external_id == row.external_id for shown in self.of.get(row.key, []))
 
 
 def read(visit: Visit) -> Listing:

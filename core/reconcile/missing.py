@@ -10,12 +10,14 @@ from ..store.inventory import Running
 from .listing import Listing
 from .visit import Visit
 
-LONGEST_SCAN = 20  # pages of running rows that one pass compares
+LONGEST_SCAN = 400  # pages of running rows that one pass compares, if it has the time
 
 
 def look(visit: Visit, listing: Listing) -> str:
     """Compare some pages of running rows with the listing; gives where the next pass begins."""
     cursor, absent = visit.began.cursor, list[Running]()
+    # Time has to be left to ask for some, or a pass would come no further than the one before.
+    until = (visit.host.monotonic() + visit.deadline) / 2
     for _ in range(LONGEST_SCAN):
         rows = visit.inventory.running(visit.name, visit.scope, cursor, visit.began.began_at)
         visit.count(scanned=len(rows))
@@ -24,6 +26,8 @@ def look(visit: Visit, listing: Listing) -> str:
             cursor = ""
             break
         cursor = rows[-1].key
+        if visit.host.monotonic() >= until:
+            break
     visit.count(missing=len(absent))
     if visit.store.guard.decision(HoldReason.MASS_MISSING) is Decision.DENIED:
         return cursor

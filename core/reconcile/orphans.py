@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from ..errors import ProviderError, RateLimited, words
 from ..events import EventKind
 from ..model import OrphanKind, SandboxState, ownership
-from ..providers.base import ProviderState, SandboxInfo, SandboxRef
+from ..providers.base import ProviderState, SandboxRef
 from ..store.guard import Decision, HoldReason
-from ..store.inventory import Known
+from ..store.inventory import KEYS, Known
 from ..store.orphans import Orphan
 from ..teardown import destroy, still_there
-from .listing import Listing
+from .listing import Listing, Shown
 from .visit import Visit
 
+EXPLAINED = {SandboxState.CREATING: "creating", SandboxState.CLOSING: "closing"}
 IMPLAUSIBLE = 5  # listed sandboxes of which a database that is ours would explain at least one
 
 
 def sight(visit: Visit, listing: Listing) -> None:
     """Note the listed sandboxes that no row explains, and forget those that are not there now."""
-    known = visit.inventory.explain(sorted(listing.of))
     orphans: list[Mapping[str, object]] = []
-    older = 0
-    for key, found in listing.of.items():
-        for info, owned in found:
-            kind = _judge(visit, info, known.get(key))
-            if kind is None:
-                continue
-            older += (
-                kind is OrphanKind.ROWLESS
-                and owned.created_at < visit.began.store_created_at.timestamp() - 1.0
-            )
-            orphans.append(_noted(visit, info, key, kind))
-    _doubt_the_store(visit, listing, known, older)
+    counted: Counter[str] = Counter()
+    explained = older = 0
+    store_began = visit.began.store_created_at.timestamp() - 1.0
+    everything = sorted(listing.of)
+    for start in range(0, len(everything), KEYS):
+        keys = everything[start : start + KEYS]
+        known = visit.inventory.explain(keys)
+        explained += len(known)
+        for key in keys:
+            for shown in listing.of[key]:
+                verdict, kind = _judge(shown, known.get(key))
+                counted[verdict] += 1
+                if kind is not None:
+                    older += kind is OrphanKind.ROWLESS and shown.created_at < store_began
+                    orphans.append(_noted(visit, shown, key, kind))
+    visit.count(**counted)
+    _doubt_the_store(visit, listing, explained, older)
     if not visit.dry_run:
         visit.orphans.sight(orphans)
         visit.orphans.forget_unseen(visit.name, visit.scope, visit.began.began_at)
@@ -54,51 +60,42 @@ def kill(visit: Visit, listing: Listing) -> None:
             break
 
 
-def _judge(visit: Visit, info: SandboxInfo, row: Known | None) -> OrphanKind | None:
-    """Why this sandbox is an orphan; None when its row explains it."""
+def _judge(shown: Shown, row: Known | None) -> tuple[str, OrphanKind | None]:
+    """What the report counts it as, and why it is an orphan; None when its row explains it."""
     if row is None:
-        visit.count(rowless=1)
-        return OrphanKind.ROWLESS
+        return "rowless", OrphanKind.ROWLESS
     if row.state is SandboxState.GONE:
-        visit.count(late=1)
-        return OrphanKind.LATE
-    if row.external_id is not None and row.external_id != info.ref.external_id:
-        visit.count(twin=1)
-        return OrphanKind.TWIN
-    if row.state is SandboxState.CREATING:
-        visit.count(creating=1)
-    elif row.state is SandboxState.CLOSING:
-        visit.count(closing=1)
-    else:
-        visit.count(explained=1)
-    return None
+        return "late", OrphanKind.LATE
+    if row.external_id is not None and row.external_id != shown.external_id:
+        return "twin", OrphanKind.TWIN
+    return EXPLAINED.get(row.state, "explained"), None
 
 
-def _noted(visit: Visit, info: SandboxInfo, key: str, kind: OrphanKind) -> Mapping[str, object]:
+def _noted(visit: Visit, shown: Shown, key: str, kind: OrphanKind) -> Mapping[str, object]:
     return {
         "of_provider": visit.name,
-        "of_external_id": info.ref.external_id,
+        "of_external_id": shown.external_id,
         "of_key": key,
         "of_scope": visit.scope,
         "of_kind": kind.value,
     }
 
 
-def _doubt_the_store(
-    visit: Visit, listing: Listing, known: Mapping[str, Known], older: int
-) -> None:
+def _doubt_the_store(visit: Visit, listing: Listing, explained: int, older: int) -> None:
     """
     A database that is younger than the sandboxes, that explains none of many, or that never had
     any, is not the one that made them: empty, restored, or a wrong DATABASE_URL.
     """
     rowless = visit.report.rowless
-    emptied = not known and (rowless >= IMPLAUSIBLE or (rowless > 0 and visit.inventory.is_empty()))
+    emptied = not explained and (
+        rowless >= IMPLAUSIBLE or (rowless > 0 and visit.inventory.is_empty())
+    )
     # After a restore rowless ones are kept anyhow, until an operator has looked at them.
     kept = visit.store.guard.decision(HoldReason.MASS_ORPHANS) is Decision.DENIED
     if (older or emptied) and not kept:
         detail = {
             "listed": listing.owned,
-            "explained": len(known),
+            "explained": explained,
             "older_than_the_database": older,
         }
         visit.may(HoldReason.STORE, detail)

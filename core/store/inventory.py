@@ -33,13 +33,8 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """The row of a listed sandbox."""
+    """What the row of a listed sandbox says of it."""
 
-    key: str
-    session_id: str
-    generation: int
-    provider: str
-    scope: str
     state: SandboxState
     external_id: str | None
 
@@ -84,13 +79,12 @@ class Inventory:
             move.run(self._finish, parameters)
 
     def explain(self, keys: Sequence[str]) -> dict[str, Known]:
-        """The rows that have these keys."""
-        known: dict[str, Known] = {}
+        """The rows that have these keys, at most KEYS of them."""
         with self.database.look() as look:
-            for start in range(0, len(keys), KEYS):
-                for row in look.all(self._explain, {"keys": list(keys[start : start + KEYS])}):
-                    known[row.key] = Known(**{**row._mapping, "state": SandboxState(row.state)})
-        return known
+            return {
+                row.key: Known(state=SandboxState(row.state), external_id=row.external_id)
+                for row in look.all(self._explain, {"keys": keys})
+            }
 
     def is_empty(self) -> bool:
         """Whether this store never had a sandbox."""
@@ -146,8 +140,7 @@ class Inventory:
             .on_conflict_do_update(index_elements=["provider"], set_=found)
         )
         self._any = select(b.key).limit(1)
-        columns = [b.key, b.session_id, b.generation, b.provider, b.scope, b.state, b.external_id]
-        self._explain = select(*columns).where(any_of(b.key, "keys"))
+        self._explain = select(b.key, b.state, b.external_id).where(any_of(b.key, "keys"))
 
     def _prepare_missing(self, rules: Rules) -> None:
         self._running = (

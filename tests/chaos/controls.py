@@ -184,8 +184,8 @@ CONTROLS: Mapping[str, Control] = {
             edits=[
                 Edit(
                     file="core/model.py",
-                    old='    "schema": re.compile(r"1"),\n',
-                    new='    "schema": re.compile(r"[0-9]"),\n',
+                    old='    r"1"\n',
+                    new='    r"[0-9]"\n',
                 )
             ],
             chances=MILD,
