@@ -32,6 +32,8 @@ class EventKind(StrEnum):
     STORE_RESTORED = "store_restored"  # an operator said that a backup was brought back
     CIRCUIT_OPENED = "circuit_opened"  # a provider fails: no more calls for a while
     CIRCUIT_CLOSED = "circuit_closed"  # it answers again
+    TOKEN_CREATED = "token_created"  # noqa: S105 - somebody may call the HTTP API
+    TOKEN_REVOKED = "token_revoked"  # noqa: S105 - and may no more
     ROW_POISONED = "row_poisoned"  # the sweep could not move this row, and went on without it
     # Not moves: logged only.
     FAN_OUT_FAILED = "fan_out_failed"  # teardowns were not published; the next sweep does it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -34,6 +35,7 @@ from .model import (
 from .policy import duration
 from .providers.base import SandboxInfo, SandboxProvider
 from .providers.spec import spec_of
+from .remote import RemoteTurns
 from .store import Store, Wanted
 from .turn import Turn
 
@@ -84,6 +86,23 @@ class Keeper:
             actor=self.holder,
         )
         self._loops = tuple(loops)
+        self.remote = RemoteTurns(
+            store,
+            new_id=lambda: identifiers.new_id(self._host),
+            works_on=self._work_on,
+            begun=self._backstop.begun,
+        )
+
+    def acting_as(self, actor: str) -> Self:
+        """The same keeper, for acts that the ledger is to show as somebody else's."""
+        other = copy.copy(self)
+        other.holder = actor
+        return other
+
+    def start(self) -> None:
+        """Begin what else runs in the background, which otherwise the first call does."""
+        for loop in self._loops:
+            loop.start()
 
     def open(
         self,
@@ -206,8 +225,7 @@ class Keeper:
     def _work_on(self, session_id: str) -> None:
         """What runs in the background begins with the first call, in the process that makes it."""
         self._backstop.watch(session_id)
-        for loop in self._loops:
-            loop.start()
+        self.start()
 
     def _ring(self, session: Session) -> None:
         """Best effort: the end is committed, and the next sweep covers what was not heard."""

@@ -179,6 +179,11 @@ def check_holder(holder: object) -> str:
     return _printable("holder", holder)
 
 
+def check_name(name: object) -> str:
+    """The name as it was given, or InvalidArgument that says what a name looks like."""
+    return _printable("name", name)
+
+
 def _printable(name: str, value: object) -> str:
     if isinstance(value, str) and PRINTABLE.fullmatch(value) and value.isprintable():
         return value

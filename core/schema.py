@@ -117,6 +117,9 @@ Index(
     sqlite_where=text("status = 'ended'"),
 )
 
+# Serves a tenant's list of sessions: it must not read everybody else's.
+Index("sessions_of_tenant", sessions.c.tenant, sessions.c.id)
+
 sandboxes = Table(
     "sandboxes",
     metadata,
@@ -294,6 +297,21 @@ providers = Table(
     Column("limited_until", UTCDateTime),  # it asked for no calls before this
     Column("last_error", Text),
     CheckConstraint("failures >= 0 AND spacing >= 0", name="health"),
+)
+
+# Who may call the HTTP API: never the secret, and a row stays when its token is revoked.
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("tenant", String(64)),  # null: all of them
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("expires_at", UTCDateTime),
+    Column("revoked_at", UTCDateTime),
+    CheckConstraint("length(digest) = 64", name="digest"),
 )
 
 _RANK = (

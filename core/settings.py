@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from .access import ENTRY, check_configured
 from .errors import SettingsError
 
 PREFIX = "SANDKEEPER_"
@@ -32,7 +33,7 @@ PROVIDER_PREFIXES = (
     "SANDKEEPER_OPENSANDBOX_",
     "SANDKEEPER_SANDBOX",
 )
-SECRETS = ("DATABASE_URL", "BROKER_URL")  # may also come from a file: NAME_FILE
+SECRETS = ("DATABASE_URL", "BROKER_URL", "API_TOKENS")  # may also come from a file: NAME_FILE
 HIDDEN = (*SECRETS, "SPEC")  # a sandbox's environment has keys and passwords too
 LONGEST = 315_576_000.0  # ten years in seconds; the tables' CHECKs repeat it
 
@@ -243,6 +244,12 @@ class Settings(BaseModel):
     )
     log_format: str = Field(
         "console", pattern="^(console|json)$", description="`console` for people, `json` for logs."
+    )
+    api_tokens: Annotated[Text, AfterValidator(check_configured)] | None = Field(
+        None,
+        repr=False,
+        description=f"Bearer tokens of the HTTP API: `{ENTRY}`, several with spaces or in lines. "
+        "Besides those that `sandkeeper tokens create` makes.",
     )
 
     @classmethod

@@ -16,6 +16,8 @@ from core.wiring import opened
 from tasks.commands import Context, as_json, cell, plain, show, told
 from tasks.providers import providers
 from tasks.safety import breaker, db_restored, orphans, reconcile
+from tasks.serve import host_option, port_option, serve
+from tasks.tokens import tokens
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -201,10 +203,13 @@ def quarantine_retry(context: Context, session_id: str | None, all_: bool) -> No
 
 @main.command("up")
 @click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 1000))
+@host_option
+@port_option
+@click.option("--no-api", is_flag=True, help="Without the HTTP API.")
 @click.pass_obj
 @told
-def up(context: Context, concurrency: int) -> None:
-    """Migrate the database, then run a worker and a beat until Ctrl-C."""
+def up(context: Context, concurrency: int, host: str, port: int, no_api: bool) -> None:  # noqa: FBT001
+    """Migrate the database, then run a worker, a beat and the HTTP API until Ctrl-C."""
     from tasks.app import app  # noqa: PLC0415
     from tasks.up import commands, supervise  # noqa: PLC0415
 
@@ -216,10 +221,11 @@ def up(context: Context, concurrency: int) -> None:
     scope = context.system.provider.scope()
     click.echo(f"provider {context.system.provider.name} ({scope})")
     context.closing.close()  # the children connect by themselves
-    raise SystemExit(supervise(commands(concurrency=concurrency)))
+    api = None if no_api else (host, port)
+    raise SystemExit(supervise(commands(concurrency=concurrency, api=api)))
 
 
-for command in (breaker, orphans, providers, reconcile):
+for command in (breaker, orphans, providers, reconcile, serve, tokens):
     main.add_command(command)
 
 

@@ -33,8 +33,13 @@ class Command:
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
-def commands(*, concurrency: int = 16, loglevel: str = "info") -> list[Command]:
-    """The worker and beat of this installation, as every Celery user would start them."""
+def commands(
+    *, concurrency: int = 16, loglevel: str = "info", api: tuple[str, int] | None = None
+) -> list[Command]:
+    """
+    The worker and beat of this installation, as every Celery user would start them; and the HTTP
+    API where it has a host and a port.
+    """
     package = __name__.rpartition(".")[0]
     root = Path(__file__).parents[package.count(".") + 1]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
@@ -42,17 +47,16 @@ def commands(*, concurrency: int = 16, loglevel: str = "info") -> list[Command]:
     # Without what workers tell each other: on a polling broker it costs more than it is worth.
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     pool = ["--pool", "threads", "--concurrency", str(concurrency)]
+    programs = {
+        "worker": [*celery, "worker", *pool, *quiet, "--loglevel", loglevel],
+        "beat": [*celery, "beat", "--loglevel", loglevel],
+    }
+    if api is not None:
+        serve = [sys.executable, "-m", f"{package}.cli", "serve"]
+        programs["api"] = [*serve, "--host", api[0], "--port", str(api[1])]
     return [
-        Command(
-            name="worker",
-            argv=[*celery, "worker", *pool, *quiet, "--loglevel", loglevel],
-            environ={"PYTHONPATH": path},
-        ),
-        Command(
-            name="beat",
-            argv=[*celery, "beat", "--loglevel", loglevel],
-            environ={"PYTHONPATH": path},
-        ),
+        Command(name=name, argv=argv, environ={"PYTHONPATH": path})
+        for name, argv in programs.items()
     ]
 
 

@@ -18,10 +18,11 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from core.lifecycle import Keeper
-from core.model import TurnOutcome
+from core.model import SandboxState, TurnOutcome
 from core.policy import Policy
 from core.reaper import Reaper
 from core.store import Store
+from core.store.listings import Listings
 from core.wiring import make_engine
 from tests.crowd import fill
 from tests.fakes import FakeCloud
@@ -361,3 +362,32 @@ def _sqlite_plans(path: Path, heard: list[Heard]) -> list[str]:
                 f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters
             )
         ]
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+def test_a_tenant_s_lists_read_what_is_that_tenant_s(store: Store, mode: str) -> None:
+    """A page of a hundred sessions among 100,000, and their sandboxes in any state."""
+    listings = Listings(store.database, store.installation)
+    pages: list[list[Any]] = []
+
+    def look() -> None:
+        pages.append(listings.sessions(tenant="acme", status=None, after="", limit=50))
+        pages.extend(
+            listings.sandboxes(tenant="acme", state=state, after=("", 0), limit=50)
+            for state in (None, *SandboxState)
+        )
+
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(
+            text(
+                "UPDATE sessions SET tenant = 'acme' WHERE id IN "
+                "(SELECT 'conv-' || (n * 977) FROM generate_series(1, 100) AS n)"
+            )
+        )
+        connection.execute(text("ANALYZE sessions"))
+
+        plans = explained_each(connection, look)
+
+    assert [len(page) for page in pages] == [50, 50, 0, 50, 1, 9]
+    expect_bounded(plans, 100 + SLACK)

@@ -203,3 +203,15 @@ def test_the_commands_are_what_a_celery_user_would_type() -> None:
     assert "7" in worker.argv
     assert beat.argv[1:6] == ["-m", "celery", "-A", "tasks", "beat"]
     assert (Path(worker.environ["PYTHONPATH"].split(os.pathsep)[0]) / "celeryconfig.py").exists()
+
+
+def test_the_api_is_one_more_program_where_it_has_an_address() -> None:
+    """`./run up` keeps it running like the others; who wants none of it gets none."""
+    from tasks.up import commands
+
+    *_, api = commands(api=("127.0.0.1", 8585))
+
+    assert [command.name for command in commands()] == ["worker", "beat"]
+    assert api.name == "api"
+    assert api.argv[1:4] == ["-m", "tasks.cli", "serve"]
+    assert api.argv[4:] == ["--host", "127.0.0.1", "--port", "8585"]

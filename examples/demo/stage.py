@@ -112,7 +112,7 @@ class Stage:
 
     def start(self) -> None:
         """Two API servers, and `up`, which keeps a worker and a beat running."""
-        self.system = self._spawn("up", [sys.executable, "-m", "tasks.cli", "up"])
+        self.system = self._spawn("up", [sys.executable, "-m", "tasks.cli", "up", "--no-api"])
         ports = [_free_port(), _free_port()]
         for name, port in zip(("A", "B"), ports, strict=True):
             uvicorn = ["uvicorn", "examples.fastapi_app:app", "--port", str(port)]

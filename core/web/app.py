@@ -1,0 +1,48 @@
+"""The ASGI app: routes, errors and the description of both, on somebody's keeper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+
+from ..access import configured
+from ..aio import AsyncKeeper
+from ..lifecycle import Keeper
+from . import health, operations, problems, sessions, turns
+from .description import describe
+from .desk import Desk
+from .gate import methods
+from .limits import BodyLimit, RequestIds
+
+TITLE = "Sandkeeper"
+VERSION = "1"
+
+
+def create_app(
+    keeper: Keeper | AsyncKeeper,
+    *,
+    api_tokens: str | None = None,
+    broker: Callable[[], None] | None = None,
+) -> FastAPI:
+    """
+    The HTTP API on a Lifecycle: serve it, or mount it under an app of your own. It needs no
+    lifespan, and closes nothing: the keeper is yours. `api_tokens` is read as the setting
+    API_TOKENS; `broker` raises when the broker cannot be reached, for /readyz.
+    """
+    app = FastAPI(title=TITLE, version=VERSION, docs_url=None, redoc_url=None)
+    app.state.desk = Desk(keeper, tokens=configured(api_tokens), broker=broker)
+    for part in (sessions, turns, operations, health):
+        app.include_router(part.router)
+    problems.install(app, methods)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestIds)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation does
+    return app
