@@ -79,11 +79,17 @@ class Reaper:
         guard.check(actor=ACTOR)
         ending = self._may_end()
         watched = self._timekeeper.watch(self.store.sweeps.now)
-        report = SweepReport(clamped=self._until_short(self.store.clamps.clamp))
-        report += self._sweep_sessions(watched, ending=ending)
-        if ending:
+        work = self.store.outlook.work()
+        clamped = self._until_short(self.store.clamps.clamp) if work.far else 0
+        report = SweepReport(clamped=clamped)
+        if work.due or clamped:
+            report += self._sweep_sessions(watched, ending=ending)
+        if ending and (work.creates or clamped):
             report += self._expire_creates()
-        report += self._fan_out()
+        if work.closing or report.ended or report.expired or clamped:
+            report += SweepReport(published=self._ring_until_short())
+        if work.failing or clamped:
+            report += SweepReport(published=self._ring_for_failing())
         guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))
         return report
 
@@ -159,13 +165,10 @@ class Reaper:
             total += count
         return total + count
 
-    def _fan_out(self) -> SweepReport:
-        """Ring for what is due; of what always fails no more than a batch, after the others."""
-        published = self._ring_until_short()
+    def _ring_for_failing(self) -> int:
+        """Of what always fails no more than a batch, and after the others."""
         _, failing = self.store.sweeps.to_publish(self.policy.batch, failing=True)
-        if failing and self._ring(failing):
-            published += len(failing)
-        return SweepReport(published=published)
+        return len(failing) if failing and self._ring(failing) else 0
 
     def _ring_until_short(self) -> int:
         published = 0

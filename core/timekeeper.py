@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
+SHORTEST_HOLD_UP = 1.0  # seconds; less is a busy machine, on which nobody would ever be ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Timekeeper:
             nonlocal last
             now = self._monotonic()
             # Beats that waited for the same lock as this sweep may get it after this sweep.
-            if now - last <= self._tolerance.total_seconds():
+            if now - last <= max(self._tolerance.total_seconds(), SHORTEST_HOLD_UP):
                 last = now
             return self._latest(at, last - then)
 

@@ -99,14 +99,14 @@ def taken_back(store: Store) -> Iterator[Connection]:
         def joined() -> Iterator[Connection]:
             yield connection
 
-        single = store.database.single
+        single, look = store.database.single, store.database.look
         store.database.engine = _Joined(engine, joined)  # type: ignore[assignment]
-        store.database.single = store.database.move  # type: ignore[method-assign]
+        store.database.single = store.database.look = store.database.move  # type: ignore[method-assign]
         try:
             yield connection
         finally:
             store.database.engine = engine
-            store.database.single = single  # type: ignore[method-assign]
+            store.database.single, store.database.look = single, look  # type: ignore[method-assign]
             outer.rollback()
 
 
@@ -240,6 +240,7 @@ def test_the_check_turns_red_with_a_clock_that_moves(
         engine = connection.engine
         with listening(engine) as heard:
             reaper.sweep()
+            store.sweeps.sessions(10)
             seen.extend(heard)
         due = next(
             h for h in seen if "due_at <= statement_timestamp()" in h.sql and "FOR UPDATE" in h.sql

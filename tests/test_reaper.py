@@ -23,6 +23,7 @@ from core.reaper import Reaper, SweepReport, TeardownOutcome
 from core.schema import sandboxes, sessions
 from core.store import Store
 from core.store.database import Move
+from core.store.outlook import Work
 from core.timekeeper import Timekeeper
 from core.wiring import prepare
 from tests.factories import policy
@@ -491,14 +492,14 @@ def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
     clock.advance(IDLE_TTL)
     world.advance(IDLE_TTL)
     watchful.sweep()
-    clamp = watchful.store.clamps.clamp
+    work = watchful.store.outlook.work
 
-    def jumps(limit: int) -> int:
+    def jumps() -> Work:
         clock.advance(7200)
-        return clamp(limit)
+        return work()
 
     with monkeypatch.context() as patch:
-        patch.setattr(watchful.store.clamps, "clamp", jumps)
+        patch.setattr(watchful.store.outlook, "work", jumps)
         during = watchful.sweep().ended
     clock.advance(CONFIRM)
     world.advance(CONFIRM)
@@ -530,6 +531,8 @@ def test_a_sweep_that_waited_to_begin_ends_nobody(
     with monkeypatch.context() as patch:
         patch.setattr(watchful.store.database, "move", waits)
         during = watchful.sweep().ended
+    clock.advance(CONFIRM)
+    world.advance(CONFIRM)
 
     assert (during, watchful.sweep().ended) == (0, 1)
 
@@ -548,15 +551,15 @@ def test_a_sweep_that_was_held_up_before_it_looks_at_sessions_ends_nobody(
     clock.advance(IDLE_TTL)
     world.advance(IDLE_TTL)
     watchful.sweep()
-    clamp = watchful.store.clamps.clamp
+    work = watchful.store.outlook.work
 
-    def held_up(limit: int) -> int:
+    def held_up() -> Work:
         clock.advance(CONFIRM)
         world.advance(CONFIRM)
-        return clamp(limit)
+        return work()
 
     with monkeypatch.context() as patch:
-        patch.setattr(watchful.store.clamps, "clamp", held_up)
+        patch.setattr(watchful.store.outlook, "work", held_up)
         during = watchful.sweep().ended
     clock.advance(CONFIRM)
     world.advance(CONFIRM)

@@ -22,6 +22,7 @@ from .history import History
 from .inventory import Inventory
 from .openings import Openings, Wanted
 from .orphans import Orphans
+from .outlook import Outlook
 from .restore import Restore
 from .retention import Retention
 from .rules import Rules
@@ -66,6 +67,7 @@ class Store:
         self.turns = Turns(self.database, rules, self.sessions)
         self.clamps = Clamps(self.database, rules)
         self.sweeps = Sweeps(self.database, rules)
+        self.outlook = Outlook(self.database, self.clamps, self.sweeps)
         self.teardowns = Teardowns(self.database, rules, self.installation)
         self.inventory = Inventory(self.database, rules, self.installation)
         self.orphans = Orphans(self.database, rules, self.installation)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, bindparam, or_, select, update
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, bindparam, or_, select, update
 
 from ..schema import orphans, providers, sandboxes, sessions
 from .database import Database
@@ -17,6 +19,7 @@ class Clamps:
 
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
+        self.far: list[Select[Any]] = []  # the rows that have one, without their locks
         self._prepare_sessions(rules)
         self._prepare_backstops(rules)
         self._prepare_sandboxes(rules)
@@ -40,11 +43,11 @@ class Clamps:
             select(s.id)
             .where(ACTIVE, s.due_at > rules.in_(rules.policy.longest_look + 1.0))
             .order_by(s.due_at.desc())
-            .limit(LIMIT)
         )
+        self.far.append(far)
         self._clamp_sessions = (
             update(sessions)
-            .where(s.id.in_(locked(far, skip=True)))
+            .where(s.id.in_(locked(far.limit(LIMIT), skip=True)))
             .values(
                 due_at=rules.now,
                 last_activity_at=Earliest(s.last_activity_at, rules.now),
@@ -74,8 +77,9 @@ class Clamps:
 
         def far_sandboxes(seconds: float, *state: ColumnElement[bool]) -> ColumnElement[bool]:
             keys = select(b.key).where(*state, b.due_at > rules.in_(seconds + 1.0))
-            last_first = keys.order_by(b.due_at.desc()).limit(LIMIT)
-            return b.key.in_(last_first.with_for_update(skip_locked=True))
+            last_first = keys.order_by(b.due_at.desc())
+            self.far.append(last_first)
+            return b.key.in_(last_first.limit(LIMIT).with_for_update(skip_locked=True))
 
         self._clamp_creates = (
             update(sandboxes)
@@ -92,10 +96,14 @@ class Clamps:
         # A circuit, a rate limit, an orphan's pause: the same for dates of their own.
         too_far = rules.in_(rules.policy.longest_pause + 1.0)
         p, o = providers.c, orphans.c
+        opened = p.open_until > too_far
+        limited = or_(p.limited_until > too_far, p.next_call_at > too_far)
+        paused = o.not_before > too_far
+        self.far += [select(p.provider).where(or_(opened, limited)), select(o.key).where(paused)]
         self._clamp_waits = (
-            update(providers).where(p.open_until > too_far).values(open_until=rules.now),
+            update(providers).where(opened).values(open_until=rules.now),
             update(providers)
-            .where(or_(p.limited_until > too_far, p.next_call_at > too_far))
+            .where(limited)
             .values(limited_until=rules.now, next_call_at=rules.now),
-            update(orphans).where(o.not_before > too_far).values(not_before=rules.now),
+            update(orphans).where(paused).values(not_before=rules.now),
         )

@@ -76,10 +76,15 @@ class Database:
 
     @contextmanager
     def look(self) -> Iterator[Move]:
-        """A read: it takes no write lock on SQLite, and can record nothing."""
+        """
+        Reads: they take no write lock on SQLite, and can record nothing. On PostgreSQL each sees
+        what is committed by then, as in a transaction of ours, and needs none.
+        """
+        options: dict[str, Any] = {"sandkeeper_read": True}
+        if self.single_statement:
+            options = {"isolation_level": "AUTOCOMMIT"}
         with _named_errors(), self.engine.connect() as connection:
-            connection = connection.execution_options(sandkeeper_read=True)
-            yield Move(connection)
+            yield Move(connection.execution_options(**options))
 
     @contextmanager
     def single(self) -> Iterator[Move]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Select,
     and_,
     bindparam,
     case,
@@ -66,7 +67,7 @@ class Sweeps:
         Say that a sweep ran to its end: what the watchdog reads. One that stood in for the
         scheduled ones must not hide that they do not run. Returns how many there were, ever.
         """
-        with self.database.move() as move:
+        with self.database.single() as move:
             row = move.one(self._stood_in if stood_in else self._pulse)
         return 0 if row is None else int(row.epoch)
 
@@ -196,7 +197,8 @@ class Sweeps:
     def _prepare_sessions(self, rules: Rules) -> None:
         limit = bindparam("limit", type_=s.generation.type)
         only = bindparam("only", type_=s.id.type)
-        due = select(s.id).where(ACTIVE, s.due_at <= rules.now).order_by(s.due_at).limit(limit)
+        self.due = select(s.id).where(ACTIVE, s.due_at <= rules.now).order_by(s.due_at)
+        due = self.due.limit(limit)
         self._due_sessions = due
         self._lock_due = locked(due.where(or_(only.is_(None), s.id == only)), skip=True)
         these = any_of(s.id, "ids")
@@ -277,14 +279,14 @@ class Sweeps:
 
     def _prepare_creates(self, rules: Rules) -> None:
         expired = and_(OF_SESSION, CREATING, b.due_at <= rules.now)
-        self._lock_expired = locked(
+        self.creates = (
             select(s.id)
             .join_from(sandboxes, sessions, expired)
             .where(ACTIVE, UNHELD)
             .order_by(b.due_at)
-            .limit(bindparam("limit", type_=s.generation.type)),
-            skip=True,
         )
+        limit = bindparam("limit", type_=s.generation.type)
+        self._lock_expired = locked(self.creates.limit(limit), skip=True)
         self._expire = (
             update(sessions)
             .where(
@@ -301,15 +303,11 @@ class Sweeps:
         )
 
     def _prepare_fan_out(self, rules: Rules) -> None:
-        due = (
-            select(b.key, b.session_id, b.generation, blocked(rules, b.provider).label("blocked"))
-            .where(CLOSING, b.due_at <= rules.now, UNHELD)
-            .order_by(b.due_at)
-            .limit(bindparam("limit", type_=s.generation.type))
-            .with_for_update(of=sandboxes, skip_locked=True)
-        )
-        self._lock_closing = due.where(b.quarantined_at.is_(None))
-        self._lock_failing = due.where(b.quarantined_at.is_not(None))
+        due = select(b.key).where(CLOSING, b.due_at <= rules.now, UNHELD).order_by(b.due_at)
+        self.closing = due.where(b.quarantined_at.is_(None))
+        self.failing = due.where(b.quarantined_at.is_not(None))
+        self._lock_closing = _to_ring(self.closing, rules)
+        self._lock_failing = _to_ring(self.failing, rules)
         self._lease = (
             update(sandboxes)
             # By key alone, locked as they are: with the state the planner takes its index, and
@@ -317,6 +315,15 @@ class Sweeps:
             .where(any_of(b.key, "keys"))
             .values(due_at=rules.in_(rules.policy.publish_lease))
         )
+
+
+def _to_ring(due: Select[Any], rules: Rules) -> Select[Any]:
+    is_blocked = blocked(rules, b.provider).label("blocked")
+    return (
+        due.add_columns(b.session_id, b.generation, is_blocked)
+        .limit(bindparam("limit", type_=s.generation.type))
+        .with_for_update(of=sandboxes, skip_locked=True)
+    )
 
 
 def _noticed(session_id: str, generation: int) -> Event:

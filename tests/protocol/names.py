@@ -61,6 +61,8 @@ OF_STORE = frozenset(
 # Methods of the store that write and are no action of the model, each with its reason.
 NOT_MODELLED = {
     "Endings.close": "half of each move that ends a session; the model's `closed` is the same",
+    "Tokens.create": "who may call the HTTP API; no session depends on it",
+    "Tokens.revoke": "likewise",
     "Ledger.insert_with": "makes a statement, and runs none",
     "Sessions.touch_in": "what touch and open do, inside of their transactions",
     "Sessions.end_in": "what end, open and give_up do, inside of their transactions",
