@@ -142,6 +142,7 @@ def test_the_embedded_system_is_measured(here: Ground, monkeypatch: pytest.Monke
     assert all(figure.ours > 0 for figure in figures)
 
 
+@pytest.mark.timeout(300)  # many processes, one after another
 def test_the_memory_of_each_process_is_measured(
     here: Ground, monkeypatch: pytest.MonkeyPatch, rabbitmq_service: Service
 ) -> None:

@@ -265,6 +265,8 @@ def _in_the_intents_transaction(system: System, session_id: str) -> None:
 def _in_the_begins_transaction(system: System, session_id: str) -> None:
     keeper = system.keeper()
     keeper.open(session_id)
+    # As one statement it is committed or it is not; the steps have a moment in between.
+    system.store.turns._at_once = False
     with _dying_commit(system):
         keeper.turn(session_id).begin()
 
