@@ -53,17 +53,22 @@ class FanOut:
 
     def _batched(self, producer: Any, pairs: Pairs, end: float) -> None:
         """In one pipeline where the transport has that (Redis), else one by one."""
+        self._connect(producer)
         with producer.batch():
             self._publish(producer, pairs, end)
 
     def _confirmed(self, producer: Any, pairs: Pairs, end: float) -> None:
         """All at once, and then a wait until RabbitMQ has all of them."""
-        # A pooled connection that was closed makes no channel, until it is told to connect.
-        connection = producer.connection.ensure_connection(max_retries=1)
-        with connection.channel() as channel:
+        self._connect(producer)
+        with producer.connection.channel() as channel:
             confirms = Confirms(channel)
             self._publish(self.app.amqp.Producer(channel), pairs, end)
             confirms.wait(end, silence=CONFIRM_WITHIN)
+
+    def _connect(self, producer: Any) -> None:
+        # A pooled connection that was closed makes no channel until it is told to connect; and left
+        # to itself it tries for longer than anybody waits.
+        producer.connection.ensure_connection(**{**self._patience, "max_retries": 1})
 
     def _publish(self, producer: Any, pairs: Pairs, end: float) -> None:
         teardown = self.app.tasks[TEARDOWN]
