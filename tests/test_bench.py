@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,12 +14,14 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench import due, embedded, memory, peers, plot, processes, reconcile, sweep, touch
+from bench import embedded, peers, plot, processes, reconcile, sweep, touch
 from bench.__main__ import BENCHES, main
 from bench.figures import Figure, amount, show
 from bench.ground import Ground
 from tests.conftest import unavailable
 from tests.services import Service, ServiceMissing
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -142,22 +146,41 @@ def test_the_embedded_system_is_measured(here: Ground, monkeypatch: pytest.Monke
     assert all(figure.ours > 0 for figure in figures)
 
 
-@pytest.mark.timeout(300)  # many processes, one after another
-def test_the_memory_of_each_process_is_measured(
-    here: Ground, monkeypatch: pytest.MonkeyPatch, rabbitmq_service: Service
-) -> None:
-    """Of API, sweep, beat and worker; those with a target have it."""
-    small(monkeypatch, memory, COUNT=60, WARM=20, BATCH=10, TURNS=3)
-    small(monkeypatch, processes, STILL=0.5)
+MEMORY = """
+from bench import due, memory, processes
+from bench.ground import ground
 
-    figures = list(memory.run(here))
-
-    assert [figure.target for figure in figures if figure.target] == ["≤ 50", "≤ 10"]
-    assert figures[-1].what == "worker, from 20 to 60 teardowns"
+memory.COUNT, memory.WARM, memory.BATCH, memory.TURNS = 60, 20, 10, 3
+processes.STILL = 0.5
+with ground() as here:
+    for figure in memory.run(here):
+        print(figure.line())
     assert not due.closing(here)
-    beside = [figure for figure in figures if figure.peer is not None]
+"""
+
+
+@pytest.mark.timeout(300)  # many processes, one after another
+def test_the_memory_of_each_process_is_measured(rabbitmq_service: Service) -> None:
+    """Of API, sweep, beat and worker; those with a target have it."""
+    # In a process of its own: this one has read the settings of Celery for other tests.
+    environ = {name: value for name, value in os.environ.items() if "SANDKEEPER_" not in name}
+    environ["BROKER_URL"] = rabbitmq_service.url
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        check=False,  # shown with what it said
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    figures = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [figure["at_most"] for figure in figures if figure["at_most"]] == [50, 10]
+    assert figures[-1]["what"] == "worker, from 20 to 60 teardowns"
+    beside = [figure for figure in figures if figure["peer"] is not None]
     assert len(beside) == 3
-    assert all(figure.ours > 20 for figure in beside)
+    assert all(figure["ours"] > 20 for figure in beside)
 
 
 def measured(live: int, ours: float, peer: float, peer_is: str) -> Figure:
