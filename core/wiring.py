@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -163,10 +164,27 @@ def _sqlite_connected(connection: Any, _record: object) -> None:
     witness = _beside(connection.execute("PRAGMA database_list").fetchone()[2])
     connection.create_function("sandkeeper_identity", 0, witness.identity if witness else _nobody)
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """
+    Where several processes open a new file at once, one of them makes it WAL; to the others SQLite
+    says "locked" at once, however long they would wait.
+    """
+    until = time.monotonic() + SQLITE_BUSY.total_seconds()
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() >= until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _sqlite_begins(connection: Connection) -> None:

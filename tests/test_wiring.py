@@ -240,6 +240,23 @@ def test_a_locked_database_is_unavailable(sqlite_url: str) -> None:
 # Engines
 
 
+def test_a_new_file_that_another_process_is_making_wal_is_waited_for() -> None:
+    """SQLite says "locked" at once to whoever comes in that moment, and means nothing lasting."""
+    locked = sqlite3.OperationalError("database is locked")
+    locked.sqlite_errorname = "SQLITE_BUSY"
+    answers: list[Exception | None] = [locked, locked, None]
+
+    class Cursor:
+        def execute(self, sql: str) -> None:
+            answer = answers.pop(0)
+            if answer is not None:
+                raise answer
+
+    wiring._write_ahead(Cursor())
+
+    assert answers == []
+
+
 def test_sqlite_is_made_fit_for_several_processes(sqlite_url: str) -> None:
     """WAL, foreign keys, and a write lock that is taken at once instead of in the middle."""
     engine = make_engine(sqlite_url)
