@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from .fanout import BATCH, publish_teardowns
 from .figures import Figure
 from .fleet import Fleet, fleet, is_alive
 from .ground import Ground
+from .processes import wait_for
 
 NAME = "teardown"
 TEARDOWNS = 5_000  # in a round
@@ -71,16 +71,9 @@ def _rate(
     with own.worker(here, pool=pool, concurrency=concurrency, seconds=seconds) as pid:
         rate = own.rate(count, lambda: is_alive(pid))
         if publish is publish_teardowns:
-            _wait_for_the_last(here)
+            # A rate counts only when all were really torn down.
+            wait_for("the last teardowns", lambda: not _closing(here), PATIENCE)
     return rate
-
-
-def _wait_for_the_last(here: Ground) -> None:
-    """A rate counts only when all were really torn down."""
-    until = time.monotonic() + PATIENCE
-    while left := _closing(here):
-        assert time.monotonic() < until, f"{left} were not torn down"
-        time.sleep(0.1)
 
 
 def _close(here: Ground, count: int) -> None:

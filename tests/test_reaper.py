@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +21,6 @@ from core.policy import Policy
 from core.reaper import Reaper, SweepReport, TeardownOutcome
 from core.schema import sandboxes, sessions
 from core.store import Store
-from core.store.database import Move
 from core.store.outlook import Work
 from core.timekeeper import Timekeeper
 from core.wiring import prepare
@@ -70,6 +68,12 @@ def due(engine: Engine, session_id: str) -> datetime:
 def count(heard: Iterable[Event], kind: EventKind) -> int:
     """How often the sinks heard of this."""
     return [event.kind for event in heard].count(kind)
+
+
+def pass_by(seconds: float, *clocks: FrozenClock) -> None:
+    """Time goes by for the database and for the process alike."""
+    for clock in clocks:
+        clock.advance(seconds)
 
 
 def is_active(keeper: Keeper, session_id: str = "conv") -> bool:
@@ -447,8 +451,7 @@ def test_a_clock_that_jumps_ahead_after_a_notice_leaves_time_for_a_heartbeat(
     """
     keeper.open("conv")
     turn = keeper.turn("conv").begin()
-    clock.advance(IDLE_TTL)
-    world.advance(IDLE_TTL)
+    pass_by(IDLE_TTL, clock, world)
     noticed = watchful.sweep().noticed
 
     clock.advance(jump)
@@ -457,8 +460,7 @@ def test_a_clock_that_jumps_ahead_after_a_notice_leaves_time_for_a_heartbeat(
 
     assert (noticed, after.ended, after.noticed) == (1, 0, 1)
     assert keeper.store.turns.beat([turn.id]) == {}
-    clock.advance(CONFIRM)
-    world.advance(CONFIRM)
+    pass_by(CONFIRM, clock, world)
     assert watchful.sweep().ended == 0
 
 
@@ -467,14 +469,12 @@ def test_a_clock_that_jumps_ahead_delays_an_end_by_one_confirmation(
 ) -> None:
     """L1: who is silent is ended all the same."""
     keeper.open("conv")
-    clock.advance(IDLE_TTL)
-    world.advance(IDLE_TTL)
+    pass_by(IDLE_TTL, clock, world)
     watchful.sweep()
     clock.advance(7200)
     watchful.sweep()
 
-    clock.advance(CONFIRM)
-    world.advance(CONFIRM)
+    pass_by(CONFIRM, clock, world)
 
     assert watchful.sweep().ended == 1
 
@@ -489,8 +489,7 @@ def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
 ) -> None:
     """S1, F27: after its look at the time, and before its first batch."""
     keeper.open("conv")
-    clock.advance(IDLE_TTL)
-    world.advance(IDLE_TTL)
+    pass_by(IDLE_TTL, clock, world)
     watchful.sweep()
     work = watchful.store.outlook.work
 
@@ -501,68 +500,42 @@ def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
     with monkeypatch.context() as patch:
         patch.setattr(watchful.store.outlook, "work", jumps)
         during = watchful.sweep().ended
-    clock.advance(CONFIRM)
-    world.advance(CONFIRM)
+    pass_by(CONFIRM, clock, world)
     next_one = watchful.sweep()
 
     assert (during, next_one.ended, next_one.noticed) == (0, 0, 1)
 
 
-def test_a_sweep_that_waited_to_begin_ends_nobody(
+@pytest.mark.parametrize(("part", "call"), [("database", "move"), ("outlook", "work")])
+def test_a_sweep_that_was_held_up_ends_nobody(
     *,
     keeper: Keeper,
     watchful: Reaper,
     clock: FrozenClock,
     world: FrozenClock,
     monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    call: str,
 ) -> None:
-    """S5: what kept it waiting has kept the heartbeats waiting too; the next sweep ends."""
-    keeper.open("conv")
-    clock.advance(IDLE_TTL)
-    world.advance(IDLE_TTL)
-    watchful.sweep()
-    move = watchful.store.database.move
-
-    def waits() -> AbstractContextManager[Move]:
-        clock.advance(CONFIRM)
-        world.advance(CONFIRM)
-        return move()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(watchful.store.database, "move", waits)
-        during = watchful.sweep().ended
-    clock.advance(CONFIRM)
-    world.advance(CONFIRM)
-
-    assert (during, watchful.sweep().ended) == (0, 1)
-
-
-def test_a_sweep_that_was_held_up_before_it_looks_at_sessions_ends_nobody(
-    *,
-    keeper: Keeper,
-    watchful: Reaper,
-    clock: FrozenClock,
-    world: FrozenClock,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """S5: beats that waited for the same lock may come after it; the next sweep ends."""
+    """
+    S5: what kept it waiting, before it began or before it looks at sessions, has kept the
+    heartbeats waiting too; the next sweep ends.
+    """
     for name in ("conv-1", "conv-2"):
         keeper.open(name)
-    clock.advance(IDLE_TTL)
-    world.advance(IDLE_TTL)
+    pass_by(IDLE_TTL, clock, world)
     watchful.sweep()
-    work = watchful.store.outlook.work
+    where = getattr(watchful.store, part)
+    awaited = getattr(where, call)
 
-    def held_up() -> Work:
-        clock.advance(CONFIRM)
-        world.advance(CONFIRM)
-        return work()
+    def held_up() -> object:
+        pass_by(CONFIRM, clock, world)
+        return awaited()
 
     with monkeypatch.context() as patch:
-        patch.setattr(watchful.store.outlook, "work", held_up)
+        patch.setattr(where, call, held_up)
         during = watchful.sweep().ended
-    clock.advance(CONFIRM)
-    world.advance(CONFIRM)
+    pass_by(CONFIRM, clock, world)
 
     assert (during, watchful.sweep().ended) == (0, 2)
 

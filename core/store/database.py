@@ -119,7 +119,7 @@ class Database:
         with self.single() as move:
             changed = move.one(told, {**parameters, **entries([event])}) is not None
         if changed:
-            self.tell(event)
+            sinks.emit(self.sinks, [event])
         return changed
 
     def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:

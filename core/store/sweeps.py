@@ -122,16 +122,15 @@ class Sweeps:
             # End before notice, notice before re-arm: no row can take two steps in one sweep.
             ended = move.all(self._end, believed) if ending else []
             self._endings.close(move, ended, ACTOR)
-            if len(ended) == len(rows):
-                return len(rows), 0, 0, len(ended)
-            noticed = move.all(self._notice, {**ids, "since": watched.since})
+            left = len(rows) - len(ended)
+            noticed = move.all(self._notice, {**ids, "since": watched.since}) if left else []
             move.record(*(_noticed(row.id, row.generation) for row in noticed))
-            rearmed = waiting = 0
-            if len(ended) + len(noticed) < len(rows):
-                rearmed = move.run(self._rearm, ids)
-            if len(ended) + len(noticed) + rearmed < len(rows):
-                waiting = move.run(self._wait, ids) + move.run(self._wait_for_create, ids)
-            if len(ended) + len(noticed) + rearmed + waiting < len(rows):
+            left -= len(noticed)
+            rearmed = move.run(self._rearm, ids) if left else 0
+            left -= rearmed
+            if left:
+                left -= move.run(self._wait, ids) + move.run(self._wait_for_create, ids)
+            if left > 0:
                 raise StoreError("a session is due and no move fits it")
         return len(rows), rearmed, len(noticed), len(ended)
 

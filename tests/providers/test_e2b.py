@@ -7,7 +7,7 @@ import re
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from core.model import new_key, sandbox_labels, sandbox_name
 from core.providers import e2b
 from core.providers.base import ProviderState, SandboxInfo, SandboxRef, Spec
 from core.providers.e2b import E2BProvider
-from tests.apis import Api, Fault, Reply, serving
+from tests.apis import Api, Fault, Reply
 from tests.providers.contract import ProviderContract, listed, soon
 from tests.providers.fake_e2b import API_KEY, Box, FakeE2B
 
@@ -46,16 +46,9 @@ CREATE = ("POST", "/v2/sandboxes")
 
 
 @pytest.fixture
-def cloud() -> FakeE2B:
+def fake() -> FakeE2B:
     """What E2B has."""
     return FakeE2B()
-
-
-@pytest.fixture
-def api(cloud: FakeE2B) -> Iterator[Api]:
-    """It, served."""
-    with serving(cloud) as served:
-        yield served
 
 
 @pytest.fixture
@@ -96,18 +89,18 @@ class TestContract(ProviderContract):
     spec: ClassVar[Spec] = SPEC
 
     @pytest.fixture
-    def environ(self, cloud: FakeE2B, api: Api) -> dict[str, str]:
+    def environ(self, fake: FakeE2B, api: Api) -> dict[str, str]:
         """The stand-in, whose pages are short."""
-        cloud.largest_page = 2
+        fake.largest_page = 2
         return environ_of(api)
 
 
 # What is asked for
 
 
-def test_a_sandbox_is_fenced_in_and_dies(provider: E2BProvider, cloud: FakeE2B, api: Api) -> None:
+def test_a_sandbox_is_fenced_in_and_dies(provider: E2BProvider, fake: FakeE2B, api: Api) -> None:
     """No network either way, and nothing is left to defaults that a project can change."""
-    cloud.pauses_by_default = True
+    fake.pauses_by_default = True
     make(provider, spec=replace(SPEC, env={"B": "2", "A": "1 = 1"}))
 
     (call,) = [call for call in api.calls if call.method == "POST"]
@@ -147,12 +140,12 @@ def test_a_sandbox_is_fenced_in_and_dies(provider: E2BProvider, cloud: FakeE2B, 
     ],
 )
 def test_an_option_is_what_it_says(
-    provider: E2BProvider, cloud: FakeE2B, options: dict[str, Any], expected: dict[str, Any]
+    provider: E2BProvider, fake: FakeE2B, options: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     """Each one, as E2B has it."""
     made = make(provider, spec=replace(SPEC, options=options))
 
-    body = cloud.boxes[made.ref.external_id or ""].body
+    body = fake.boxes[made.ref.external_id or ""].body
     assert expected.items() <= body.items()
 
 
@@ -185,20 +178,20 @@ def test_a_retry_sends_the_same_bytes(provider: E2BProvider, api: Api) -> None:
     ],
 )
 def test_what_can_never_be_made_is_refused(
-    provider: E2BProvider, cloud: FakeE2B, spec: Spec, words: str
+    provider: E2BProvider, fake: FakeE2B, spec: Spec, words: str
 ) -> None:
     """With the field, the value, and nothing that was made."""
     with pytest.raises(InvalidSpec, match=words.replace(".", r"\.")):
         make(provider, spec=spec)
 
-    assert cloud.boxes == {}
+    assert fake.boxes == {}
 
 
-def test_without_an_image_it_is_e2b_s_own(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_without_an_image_it_is_e2b_s_own(provider: E2BProvider, fake: FakeE2B) -> None:
     """As with its SDK."""
     made = make(provider, spec=Spec())
 
-    assert cloud.boxes[made.ref.external_id or ""].body["templateID"] == "base"
+    assert fake.boxes[made.ref.external_id or ""].body["templateID"] == "base"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +238,7 @@ def test_the_scope_is_the_address_and_the_key(environ: dict[str, str], address: 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_create_that_was_cut_is_finished_by_the_next(
-    provider: E2BProvider, cloud: FakeE2B, api: Api, *, after: bool
+    provider: E2BProvider, fake: FakeE2B, api: Api, *, after: bool
 ) -> None:
     """Whether it had its effect or not: one sandbox."""
     api.strike(*CREATE, Fault(cut=True, after=after))
@@ -254,7 +247,7 @@ def test_a_create_that_was_cut_is_finished_by_the_next(
 
     made = make(provider)
 
-    assert [made.ref.external_id] == list(cloud.boxes)
+    assert [made.ref.external_id] == list(fake.boxes)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +264,7 @@ def test_a_create_that_was_cut_is_finished_by_the_next(
     ids=lambda reply: f"{reply.status} {reply.body!r}",
 )
 def test_an_unclear_answer_to_a_create_is_adopted_later(
-    provider: E2BProvider, cloud: FakeE2B, api: Api, reply: Reply
+    provider: E2BProvider, fake: FakeE2B, api: Api, reply: Reply
 ) -> None:
     """It was made, and its answer says nothing."""
     api.strike(*CREATE, Fault(reply, after=True))
@@ -280,11 +273,11 @@ def test_an_unclear_answer_to_a_create_is_adopted_later(
 
     made = make(provider)
 
-    assert [made.ref.external_id] == list(cloud.boxes)
+    assert [made.ref.external_id] == list(fake.boxes)
 
 
 def test_a_create_whose_key_has_other_bytes_adopts_what_is_ours(
-    provider: E2BProvider, cloud: FakeE2B
+    provider: E2BProvider, fake: FakeE2B
 ) -> None:
     """The plan's words for a timeout may have changed since; the labels have not."""
     made = make(provider)
@@ -292,7 +285,7 @@ def test_a_create_whose_key_has_other_bytes_adopts_what_is_ours(
     again = make(provider, ttl=600.0)
 
     assert again.ref == made.ref
-    assert list(cloud.boxes) == [made.ref.external_id]
+    assert list(fake.boxes) == [made.ref.external_id]
 
 
 @pytest.fixture
@@ -312,7 +305,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_conflict_is_what_its_code_says(
-    provider: E2BProvider, cloud: FakeE2B, api: Api, code: str, kind: type[ProviderError]
+    provider: E2BProvider, fake: FakeE2B, api: Api, code: str, kind: type[ProviderError]
 ) -> None:
     """While nothing of the name is there; and when there is, that is what was wanted."""
     reply = Reply(409, {"code": 409, "message": "no", "error_code": code})
@@ -324,14 +317,14 @@ def test_a_conflict_is_what_its_code_says(
     made = make(provider)
 
     assert type(refused.value) is kind
-    assert [made.ref.external_id] == list(cloud.boxes)
+    assert [made.ref.external_id] == list(fake.boxes)
 
 
 def test_a_create_that_another_began_is_waited_for(
-    provider: E2BProvider, cloud: FakeE2B, api: Api
+    provider: E2BProvider, fake: FakeE2B, api: Api
 ) -> None:
     """E2B refuses the second while the first is under way, and it is not sent again."""
-    cloud.start = 1.0
+    fake.start = 1.0
     made = make(provider)
 
     again = make(provider)
@@ -341,17 +334,17 @@ def test_a_create_that_another_began_is_waited_for(
 
 
 def test_a_replayed_create_of_what_has_ended_is_no_sandbox(
-    provider: E2BProvider, cloud: FakeE2B
+    provider: E2BProvider, fake: FakeE2B
 ) -> None:
     """E2B repeats its answer of then: the sandbox of it is not there any more."""
     make(provider)
-    cloud.boxes.clear()
+    fake.boxes.clear()
 
     with pytest.raises(Unavailable, match="not there any more"):
         make(provider)
 
 
-def test_a_name_that_another_has_is_left_alone(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_a_name_that_another_has_is_left_alone(provider: E2BProvider, fake: FakeE2B) -> None:
     """Its labels are not ours, whoever wrote them."""
     foreign = {**LABELS, "sandkeeper-session": "0" * 40}
     provider.create(NAME, foreign, SPEC, ttl=300.0, deadline=soon())
@@ -359,17 +352,15 @@ def test_a_name_that_another_has_is_left_alone(provider: E2BProvider, cloud: Fak
     with pytest.raises(ForeignConflict, match="other labels"):
         make(provider)
 
-    assert [box.metadata for box in cloud.boxes.values()] == [foreign]
+    assert [box.metadata for box in fake.boxes.values()] == [foreign]
 
 
-def test_labels_that_do_not_make_the_name_are_refused(
-    provider: E2BProvider, cloud: FakeE2B
-) -> None:
+def test_labels_that_do_not_make_the_name_are_refused(provider: E2BProvider, fake: FakeE2B) -> None:
     """Nobody would find it by its name."""
     with pytest.raises(InvalidSpec, match="do not make the name"):
         provider.create(f"{NAME}x", LABELS, SPEC, ttl=9.0, deadline=soon())
 
-    assert cloud.boxes == {}
+    assert fake.boxes == {}
 
 
 # What the status says
@@ -416,9 +407,9 @@ def test_a_refused_create_is_what_its_answer_says(
     assert api.count(*CREATE) == 1
 
 
-def test_a_full_team_is_a_quota_and_no_rate(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_a_full_team_is_a_quota_and_no_rate(provider: E2BProvider, fake: FakeE2B) -> None:
     """Both are 429."""
-    cloud.concurrent = 0
+    fake.concurrent = 0
 
     with pytest.raises(QuotaExceeded, match="maximum number of concurrent"):
         make(provider)
@@ -523,7 +514,7 @@ def test_a_slow_api_is_left_when_the_time_is_over(provider: E2BProvider, api: Ap
 # Ids and names
 
 
-def test_the_beginning_of_an_id_is_no_id(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_the_beginning_of_an_id_is_no_id(provider: E2BProvider, fake: FakeE2B) -> None:
     """E2B drops what comes after a hyphen, and shows what is there under the rest."""
     made = make(provider)
     other = replace(made.ref, external_id=f"{made.ref.external_id}-6532622b")
@@ -533,12 +524,12 @@ def test_the_beginning_of_an_id_is_no_id(provider: E2BProvider, cloud: FakeE2B) 
     with pytest.raises(Unavailable):
         provider.get(other, deadline=soon())
 
-    assert list(cloud.boxes) == [made.ref.external_id]
+    assert list(fake.boxes) == [made.ref.external_id]
 
 
 @pytest.mark.parametrize("suffix", ["-a-b", "/../x", "?x", ""])
 def test_what_can_be_no_id_is_not_there(
-    provider: E2BProvider, cloud: FakeE2B, api: Api, suffix: str
+    provider: E2BProvider, fake: FakeE2B, api: Api, suffix: str
 ) -> None:
     """It leads to no other sandbox, and to no other call."""
     made = make(provider)
@@ -547,14 +538,14 @@ def test_what_can_be_no_id_is_not_there(
     provider.destroy(other, deadline=soon())
 
     assert provider.get(other, deadline=soon()) is None
-    assert list(cloud.boxes) == [made.ref.external_id]
+    assert list(fake.boxes) == [made.ref.external_id]
     assert all(re.fullmatch("(/v2)?/sandboxes(/[a-z0-9-]+)?", call.path) for call in api.calls)
 
 
-def test_a_fork_has_the_labels_too(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_a_fork_has_the_labels_too(provider: E2BProvider, fake: FakeE2B) -> None:
     """With an id only that one is meant; without one, all go."""
     first = make(provider)
-    fork = cloud.fork(cloud.boxes[first.ref.external_id or ""])
+    fork = fake.fork(fake.boxes[first.ref.external_id or ""])
 
     provider.destroy(first.ref, deadline=soon())
     left = provider.get(REF, deadline=soon())
@@ -562,14 +553,14 @@ def test_a_fork_has_the_labels_too(provider: E2BProvider, cloud: FakeE2B) -> Non
 
     assert left is not None
     assert left.ref.external_id == fork.id
-    assert cloud.boxes == {}
+    assert fake.boxes == {}
 
 
-def test_without_an_id_all_pages_are_looked_at(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_without_an_id_all_pages_are_looked_at(provider: E2BProvider, fake: FakeE2B) -> None:
     """A server that ignored the filter would have ours on its last page."""
-    cloud.forgets_filter, cloud.largest_page = True, 1
+    fake.forgets_filter, fake.largest_page = True, 1
     for key in ("a", "b", "c"):
-        cloud.make({**LABELS, "sandkeeper-key": key})
+        fake.make({**LABELS, "sandkeeper-key": key})
     made = make(provider)
 
     found = provider.get(REF, deadline=soon())
@@ -577,13 +568,13 @@ def test_without_an_id_all_pages_are_looked_at(provider: E2BProvider, cloud: Fak
 
     assert found is not None
     assert found.ref == made.ref
-    assert len(cloud.boxes) == 3
+    assert len(fake.boxes) == 3
 
 
-def test_a_kill_that_failed_is_told(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_a_kill_that_failed_is_told(provider: E2BProvider, fake: FakeE2B) -> None:
     """E2B has dropped the record when it says so: the next try is told that it is gone."""
     made = make(provider)
-    cloud.fails_to_kill = True
+    fake.fails_to_kill = True
 
     with pytest.raises(Unavailable, match="Error killing sandbox"):
         provider.destroy(made.ref, deadline=soon())
@@ -592,7 +583,7 @@ def test_a_kill_that_failed_is_told(provider: E2BProvider, cloud: FakeE2B) -> No
 
 
 def test_one_that_another_kills_first_is_gone(
-    provider: E2BProvider, cloud: FakeE2B, api: Api
+    provider: E2BProvider, fake: FakeE2B, api: Api
 ) -> None:
     """Between the look and the kill."""
     made = make(provider)
@@ -616,13 +607,13 @@ def test_a_kill_that_leads_to_no_e2b_is_not_believed(provider: E2BProvider, api:
 # Listings
 
 
-def test_what_is_not_ours_is_passed_over(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_what_is_not_ours_is_passed_over(provider: E2BProvider, fake: FakeE2B) -> None:
     """Without labels, with half of them, with odd ones: ignored, and nothing fails."""
-    cloud.forgets_filter = True
+    fake.forgets_filter = True
     strange: list[Any] = [None, "text", {**LABELS, "sandkeeper-key": 7}, {}, {**OURS}]
     for metadata in strange:
-        cloud.make().body["metadata"] = metadata if isinstance(metadata, dict) else {}
-    cloud.make({**LABELS, "sandkeeper-installation": "otherone"})
+        fake.make().body["metadata"] = metadata if isinstance(metadata, dict) else {}
+    fake.make({**LABELS, "sandkeeper-installation": "otherone"})
     made = make(provider)
 
     assert [item.ref for item in listed(provider, OURS)] == [made.ref]
@@ -636,11 +627,11 @@ def test_metadata_that_is_no_object_is_passed_over(provider: E2BProvider, api: A
     assert provider.list(OURS, cursor=None, deadline=soon()).items == ()
 
 
-def test_half_a_listing_is_an_error(provider: E2BProvider, cloud: FakeE2B, api: Api) -> None:
+def test_half_a_listing_is_an_error(provider: E2BProvider, fake: FakeE2B, api: Api) -> None:
     """Page 1 comes, page 2 does not."""
-    cloud.largest_page = 1
+    fake.largest_page = 1
     make(provider)
-    cloud.make({**LABELS})
+    fake.make({**LABELS})
     first = provider.list(OURS, cursor=None, deadline=soon())
     api.strike("GET", "/v2/sandboxes", Fault(Reply(500, {"code": 500, "message": "no"})))
 
@@ -653,15 +644,15 @@ def test_half_a_listing_is_an_error(provider: E2BProvider, cloud: FakeE2B, api: 
 
 
 def test_one_that_is_resumed_between_two_pages_is_not_missed(
-    provider: E2BProvider, cloud: FakeE2B
+    provider: E2BProvider, fake: FakeE2B
 ) -> None:
     """It begins anew: from the newest on, it would have moved to the page that was read."""
-    cloud.largest_page = 1
-    boxes = [cloud.make({**LABELS}) for _ in range(3)]
+    fake.largest_page = 1
+    boxes = [fake.make({**LABELS}) for _ in range(3)]
     page = provider.list(OURS, cursor=None, deadline=soon())
     seen = [item.ref.external_id for item in page.items]
     unseen = next(box for box in boxes if box.id not in seen)
-    unseen.started_at = cloud.now()
+    unseen.started_at = fake.now()
 
     while page.cursor is not None:
         page = provider.list(OURS, cursor=page.cursor, deadline=soon())
@@ -671,11 +662,11 @@ def test_one_that_is_resumed_between_two_pages_is_not_missed(
 
 
 def test_a_stale_listing_is_not_asked_for_what_has_an_id(
-    provider: E2BProvider, cloud: FakeE2B
+    provider: E2BProvider, fake: FakeE2B
 ) -> None:
     """One that is being snapshotted is on no listing, and lives."""
     made = make(provider)
-    cloud.boxes[made.ref.external_id or ""].state = "snapshotting"
+    fake.boxes[made.ref.external_id or ""].state = "snapshotting"
 
     found = provider.get(made.ref, deadline=soon())
 
@@ -684,25 +675,25 @@ def test_a_stale_listing_is_not_asked_for_what_has_an_id(
     assert found.state is ProviderState.RUNNING
 
 
-def test_a_create_is_not_misled_by_a_stale_listing(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_a_create_is_not_misled_by_a_stale_listing(provider: E2BProvider, fake: FakeE2B) -> None:
     """It goes by the key, not by what is listed."""
-    cloud.shown = []
+    fake.shown = []
     made = make(provider)
 
     assert make(provider).ref == made.ref
-    assert len(cloud.boxes) == 1
+    assert len(fake.boxes) == 1
 
 
 # Timeouts
 
 
 def test_a_paused_one_is_listed_has_no_expiry_and_can_be_destroyed(
-    provider: E2BProvider, cloud: FakeE2B
+    provider: E2BProvider, fake: FakeE2B
 ) -> None:
     """F23: its disk is kept, and billed; the end that E2B shows is when it was paused."""
     made = make(provider)
-    box = cloud.boxes[made.ref.external_id or ""]
-    pause(cloud, box)
+    box = fake.boxes[made.ref.external_id or ""]
+    pause(fake, box)
 
     (item,) = listed(provider, OURS)
     with pytest.raises(Unavailable, match="does not run"):
@@ -711,15 +702,15 @@ def test_a_paused_one_is_listed_has_no_expiry_and_can_be_destroyed(
 
     assert item.state is ProviderState.PAUSED
     assert item.expires_at is None
-    assert cloud.boxes == {}
+    assert fake.boxes == {}
 
 
 def test_one_that_is_paused_at_its_timeout_has_no_expiry(
-    provider: E2BProvider, cloud: FakeE2B
+    provider: E2BProvider, fake: FakeE2B
 ) -> None:
     """Somebody resumed it like that: its end would not be its end."""
     made = make(provider)
-    cloud.boxes[made.ref.external_id or ""].body["autoPause"] = True
+    fake.boxes[made.ref.external_id or ""].body["autoPause"] = True
 
     found = provider.get(made.ref, deadline=soon())
 
@@ -729,22 +720,22 @@ def test_one_that_is_paused_at_its_timeout_has_no_expiry(
     assert provider.extend(made.ref, ttl=9.0, deadline=soon()) is None
 
 
-def pause(cloud: FakeE2B, box: Box) -> None:
+def pause(fake: FakeE2B, box: Box) -> None:
     """As its user may."""
-    box.state, box.end_at = "paused", cloud.now() - 1
+    box.state, box.end_at = "paused", fake.now() - 1
 
 
 @pytest.mark.parametrize("ttl", [7200.0, None], ids=["2 h", "no limit"])
 def test_what_the_plan_allows_is_granted_and_told(
-    provider: E2BProvider, cloud: FakeE2B, api: Api, ttl: float | None
+    provider: E2BProvider, fake: FakeE2B, api: Api, ttl: float | None
 ) -> None:
     """An hour where two were asked for; the retry of it is the same two requests."""
-    cloud.hours = 1
+    fake.hours = 1
     made = make(provider, ttl=ttl)
     again = make(provider, ttl=ttl)
 
     assert again.ref == made.ref
-    assert list(cloud.boxes) == [made.ref.external_id]
+    assert list(fake.boxes) == [made.ref.external_id]
     assert made.expires_at is not None
     assert 3500 < (made.expires_at - datetime.now(UTC)).total_seconds() <= 3600
     keys = [call.headers.get("idempotency-key") for call in api.calls if call.method == "POST"]
@@ -752,10 +743,10 @@ def test_what_the_plan_allows_is_granted_and_told(
 
 
 def test_a_capped_create_whose_answer_was_lost_is_adopted(
-    provider: E2BProvider, cloud: FakeE2B, api: Api
+    provider: E2BProvider, fake: FakeE2B, api: Api
 ) -> None:
     """With one key for both bodies the retry would be refused for ever."""
-    cloud.hours = 1
+    fake.hours = 1
     api.strike(*CREATE, Fault(Reply(400, {"message": "Timeout cannot be greater than 1 hours"})))
     api.strike(*CREATE, Fault(cut=True, after=True))
     with pytest.raises(OutcomeUnknown):
@@ -763,14 +754,14 @@ def test_a_capped_create_whose_answer_was_lost_is_adopted(
 
     made = make(provider, ttl=7200.0)
 
-    assert list(cloud.boxes) == [made.ref.external_id]
+    assert list(fake.boxes) == [made.ref.external_id]
 
 
-def test_an_extension_says_what_was_granted(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_an_extension_says_what_was_granted(provider: E2BProvider, fake: FakeE2B) -> None:
     """The plan counts from the start: what is beyond is dropped without a word."""
-    cloud.hours = 1
+    fake.hours = 1
     made = make(provider)
-    cloud.boxes[made.ref.external_id or ""].started_at -= 3000
+    fake.boxes[made.ref.external_id or ""].started_at -= 3000
 
     granted = provider.extend(made.ref, ttl=7200.0, deadline=soon())
 
@@ -778,22 +769,22 @@ def test_an_extension_says_what_was_granted(provider: E2BProvider, cloud: FakeE2
     assert 500 < (granted - datetime.now(UTC)).total_seconds() <= 600
 
 
-def test_an_extension_beyond_the_plan_s_end_fails(provider: E2BProvider, cloud: FakeE2B) -> None:
+def test_an_extension_beyond_the_plan_s_end_fails(provider: E2BProvider, fake: FakeE2B) -> None:
     """It is as old as it may become."""
-    cloud.hours = 1
+    fake.hours = 1
     made = make(provider)
-    cloud.boxes[made.ref.external_id or ""].started_at -= 4000
+    fake.boxes[made.ref.external_id or ""].started_at -= 4000
 
     with pytest.raises(Unavailable, match="Max instance length exceeded"):
         provider.extend(made.ref, ttl=60.0, deadline=soon())
 
 
 def test_an_extension_while_it_is_snapshotted_is_tried_again(
-    provider: E2BProvider, cloud: FakeE2B
+    provider: E2BProvider, fake: FakeE2B
 ) -> None:
     """It shows as running, and refuses."""
     made = make(provider)
-    cloud.boxes[made.ref.external_id or ""].state = "snapshotting"
+    fake.boxes[made.ref.external_id or ""].state = "snapshotting"
 
     with pytest.raises(Busy):
         provider.extend(made.ref, ttl=60.0, deadline=soon())
@@ -822,7 +813,7 @@ print(json.dumps({
 
 
 def test_e2b_s_own_sdk_sees_what_we_made_and_the_other_way_round(
-    vendors: Path, provider: E2BProvider, cloud: FakeE2B, api: Api
+    vendors: Path, provider: E2BProvider, fake: FakeE2B, api: Api
 ) -> None:
     """Through one and the same API: so the stand-in is not only what we think that E2B is."""
     made = make(provider)
@@ -846,6 +837,6 @@ def test_e2b_s_own_sdk_sees_what_we_made_and_the_other_way_round(
     assert said["resumed"] == "running"
     assert said["killed"] == [True, False]
     assert provider.get(made.ref, deadline=soon()) is None
-    assert list(cloud.boxes) == [said["own"]]
+    assert list(fake.boxes) == [said["own"]]
     assert listed(provider, OURS) == []
     assert provider.get(replace(REF, external_id=said["own"]), deadline=soon()) is None

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -36,7 +36,7 @@ from core.errors import (
 from core.providers import kubernetes_calls, kubernetes_cluster
 from core.providers.base import Capability, ProviderState, SandboxInfo, SandboxRef, Spec
 from core.providers.kubernetes import KINDS, KubernetesProvider
-from tests.apis import Api, Fault, Reply, serving
+from tests.apis import Api, Fault, Reply
 from tests.forks import in_child
 from tests.providers.contract import ProviderContract, eventually, soon
 from tests.providers.fake_kubelet import POOL, cluster
@@ -54,13 +54,6 @@ SPECS = {"pod": SPEC, "sandbox": SPEC, "claim": CLAIM}
 def fake() -> FakeKubernetes:
     """A cluster, with the warm pool `pool`."""
     return cluster()
-
-
-@pytest.fixture
-def api(fake: FakeKubernetes) -> Iterator[Api]:
-    """Its API server."""
-    with serving(fake) as served:
-        yield served
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -66,13 +66,6 @@ LABELS = {NAME: labels_of(NAME), OTHER: labels_of(OTHER)}
 def fake() -> FakeOpenSandbox:
     """The server's state."""
     return FakeOpenSandbox()
-
-
-@pytest.fixture
-def api(fake: FakeOpenSandbox) -> Iterator[Api]:
-    """It, served."""
-    with serving(fake) as served:
-        yield served
 
 
 @pytest.fixture
