@@ -66,10 +66,10 @@ def sweep_of(url: str, prepare: str) -> dict[str, float]:
 
 
 def _reaper(url: str, rung: list[int]) -> Reaper:
+    from core.engines import make_engine
     from core.policy import Policy
     from core.reaper import Reaper
     from core.store import Store
-    from core.wiring import make_engine
 
     store = Store(make_engine(url), policy=Policy(breaker_ratio=1.0))
     return Reaper(store, {}, doorbell=lambda pairs: rung.append(len(pairs)))

@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import Engine
 
+from core.engines import make_engine, opened
 from core.migrations import upgrade
 from core.policy import Policy
 from core.store import Store
-from core.wiring import make_engine, opened
 from tests.crowd import fill
 from tests.services import Databases, postgresql
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from core.engines import make_engine, opened, witness
 from core.migrations import upgrade
 from core.store import Store
-from core.wiring import make_engine, opened, witness
 from tasks.spool import Spool
 
 from .ground import POLICY

@@ -11,11 +11,11 @@ from itertools import islice
 
 import psycopg
 
+from core.engines import opened
 from core.model import sandbox_labels, sandbox_name
 from core.providers.base import Capability, Page, ProviderState, SandboxInfo, SandboxRef
 from core.reconcile import Reconciler, ReconcileReport
 from core.store import Store
-from core.wiring import opened
 
 from .figures import Figure
 from .ground import Ground

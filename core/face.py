@@ -8,13 +8,14 @@ from typing import Self
 from sqlalchemy import Engine
 
 from .aio import AsyncKeeper
+from .engines import prepare, witness
 from .events import Log, Sink
 from .lifecycle import Keeper
 from .policy import Policy
 from .providers.base import SandboxProvider
 from .reaper import Doorbell
 from .store import Store
-from .wiring import System, prepare, watchdog, witness
+from .wiring import System, watchdog
 
 
 class Lifecycle(Keeper):

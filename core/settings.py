@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
 
@@ -47,13 +46,6 @@ def _json_object(value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-
-
-def _has_driver(url: str) -> str:
-    # Said before anything starts: SQLAlchemy would only name a module that is missing.
-    if url.startswith("postgres") and find_spec("psycopg") is None:
-        raise ValueError("PostgreSQL needs its driver: `pip install 'sandkeeper[postgresql]'`")
-    return url
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -105,7 +97,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    database_url: Annotated[Text, AfterValidator(_has_driver)] = Field(
+    database_url: Text = Field(
         "sqlite:///sandkeeper.db",
         repr=False,
         description="Where sessions live: a SQLAlchemy URL, `sqlite:///…` or `postgresql://…`. "

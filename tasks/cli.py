@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from core import migrations
+from core.engines import opened
 from core.events import Event, EventKind
 from core.model import check_session_id
-from core.wiring import opened
 from tasks.commands import Context, as_json, cell, plain, show, told
 from tasks.providers import providers
 from tasks.safety import breaker, db_restored, orphans, reconcile

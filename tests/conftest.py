@@ -13,12 +13,12 @@ import docker
 import pytest
 from sqlalchemy import Engine
 
+from core.engines import make_engine
 from core.host import Host
 from core.lifecycle import Keeper
 from core.migrations import upgrade
 from core.reaper import Reaper
 from core.store import Store
-from core.wiring import make_engine
 from tests import engines, services
 from tests.engines import DockerEngine, docker_engine
 from tests.factories import policy

@@ -512,11 +512,11 @@ MUTANTS = (
     Mutant(
         "children keep their parent's connections",
         "S1: two processes never read the answers to each other's statements",
-        "core/wiring.py",
+        "core/engines.py",
         """    _forget_in_children(engine)
     if engine""",
         """    if engine""",
-        at("wiring", "a_forked_child_does_not_use_its_parents_connections", on=""),
+        at("engines", "a_forked_child_does_not_use_its_parents_connections", on=""),
     ),
     Mutant(
         "activity goes back",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from core.engines import make_engine
 from core.providers.base import SandboxRef
 from core.providers.local import LocalProvider
 from core.store import Store
-from core.wiring import make_engine
 from examples.fastapi_app import app
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, update
 
+from core.engines import make_engine
 from core.errors import SandkeeperError
 from core.lifecycle import Keeper
 from core.migrations import upgrade
@@ -22,7 +23,6 @@ from core.reaper import Reaper
 from core.reconcile import Reconciler
 from core.schema import sandboxes, sessions
 from core.store import Store
-from core.wiring import make_engine
 from tests.fakes import FakeCloud, FrozenClock
 
 OURS = "0a1b2c3d"

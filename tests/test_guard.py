@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, func, insert, select, text, update
 
+from core.engines import make_engine, witness
 from core.errors import InvalidArgument, QuotaExceeded, StoreError
 from core.events import Event, EventKind
 from core.host import Host
@@ -29,7 +30,6 @@ from core.store import Store
 from core.store.guard import Decision, HoldReason
 from core.store.inventory import Running
 from core.store.orphans import Orphan
-from core.wiring import make_engine, witness
 from core.witness import SUFFIX, Beside, InMemory
 from tests.factories import policy, stray
 from tests.fakes import FakeCloud, FrozenClock, Idle

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, select, text
 
 from core import schema
+from core.engines import make_engine
 from core.errors import (
     InvalidSpec,
     OutcomeUnknown,
@@ -45,7 +46,6 @@ from core.policy import Policy
 from core.providers.base import Capability, SandboxRef
 from core.reaper import Reaper, TeardownOutcome
 from core.store import Store
-from core.wiring import make_engine
 from tests.fakes import FakeCloud, FrozenClock
 
 SWEEP = 20.0

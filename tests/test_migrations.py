@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Engine, inspect
 
 from core import migrations
+from core.engines import make_engine
 from core.errors import SchemaOutdated
 from core.schema import metadata
 from core.store import Store
-from core.wiring import make_engine
 
 POSTGRESQL_CATALOG = {
     "columns": "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, "
@@ -142,7 +142,7 @@ def test_two_processes_that_migrate_at_once_take_turns(empty: Engine) -> None:
     program = (
         "import sys\n"
         "from core.migrations import upgrade\n"
-        "from core.wiring import make_engine\n"
+        "from core.engines import make_engine\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "upgrade(make_engine(sys.argv[1]))\n"

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
+from core.engines import make_engine
 from core.lifecycle import Keeper
 from core.model import SandboxState, TurnOutcome
 from core.policy import Policy
 from core.reaper import Reaper
 from core.store import Store
 from core.store.listings import Listings
-from core.wiring import make_engine
 from tests.crowd import fill
 from tests.fakes import FakeCloud
 from tests.services import Databases

@@ -24,6 +24,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, func, select, text, update
 
+from core.engines import make_engine
 from core.errors import AuthFailed, SandkeeperError, SessionEnded, SessionNotReady, Unavailable
 from core.host import Host
 from core.lifecycle import Keeper
@@ -33,7 +34,6 @@ from core.providers.base import SandboxRef
 from core.reaper import Reaper
 from core.schema import events, sandboxes, sessions
 from core.store import Store
-from core.wiring import make_engine
 from tests.factories import policy
 from tests.fakes import Effect, FakeCloud, FrozenClock
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Row, create_engine, select
 
+from core.engines import prepare
 from core.errors import QuotaExceeded, StoreUnavailable
 from core.events import Event, EventKind
 from core.host import Host
@@ -23,7 +24,6 @@ from core.schema import sandboxes, sessions
 from core.store import Store
 from core.store.outlook import Work
 from core.timekeeper import Timekeeper
-from core.wiring import prepare
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock, Idle
 

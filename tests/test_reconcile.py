@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, event, func, insert, select, text
 
+from core.engines import make_engine
 from core.errors import OutcomeUnknown, QuotaExceeded, SessionEnded, StoreError, Unavailable
 from core.events import Event, EventKind
 from core.host import Host
@@ -30,7 +31,6 @@ from core.reconcile.orphans import IMPLAUSIBLE
 from core.schema import events, orphans, sandboxes, sessions
 from core.store import Store, inventory
 from core.store.guard import HoldReason
-from core.wiring import make_engine
 from tests.factories import policy, stray
 from tests.fakes import Box, FakeCloud, FrozenClock, Idle
 

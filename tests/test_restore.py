@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete, func, insert, select
 
+from core.engines import witness
 from core.errors import QuotaExceeded, TurnExpired
 from core.events import Event, EventKind
 from core.host import Host
@@ -34,7 +35,6 @@ from core.store import Store
 from core.store import restore as restore_module
 from core.store.guard import Decision, HoldReason
 from core.turn import Turn
-from core.wiring import witness
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock, Idle
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core import settings
 from core.errors import SettingsError
 from core.settings import PREFIX, SECRETS, Settings
 
@@ -363,17 +362,6 @@ def test_no_secret_is_in_an_error(mistake: Mapping[str, str]) -> None:
         read(DATABASE_URL=url, BROKER_URL=f"amqp://u:{SECRET}@h//", **mistake)
 
     assert SECRET not in "".join(traceback.format_exception(refused.value))
-
-
-def test_postgresql_without_its_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver is an extra: who lacks it is told its name at the start, and no password."""
-    monkeypatch.setattr(settings, "find_spec", lambda _: None)
-
-    message = refusal(DATABASE_URL=f"postgresql://u:{SECRET}@h/d")
-
-    assert message.startswith("SANDKEEPER_DATABASE_URL=(hidden): PostgreSQL needs its driver")
-    assert "pip install 'sandkeeper[postgresql]'" in message
-    assert read(DATABASE_URL="sqlite:///x.db").database_url == "sqlite:///x.db"
 
 
 def test_settings_do_not_print_their_secrets() -> None:

@@ -28,7 +28,7 @@ QUICK = (
     "a beat of an older generation counts",
 )
 # What a process takes from its machine comes through core.host, so that a world can hand it in.
-PORTS = {"host.py", "aio.py", "wiring.py", "witness.py"}
+PORTS = {"host.py", "aio.py", "engines.py", "wiring.py", "witness.py"}
 FORBIDDEN = {
     "datetime.now",
     "datetime.today",

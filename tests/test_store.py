@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, select
 
+from core.engines import make_engine
 from core.errors import SchemaOutdated, StoreError, StoreUnavailable
 from core.lifecycle import Keeper
 from core.schema import sessions
 from core.store import Store
 from core.store.sql import Earliest, Latest, later
-from core.wiring import make_engine
 from tests.factories import policy
 from tests.fakes import FakeCloud, FrozenClock
 

@@ -37,7 +37,7 @@ __all__ = ["BegunTurn", "Quarantined", "Store", "Wanted"]
 
 class Store:
     """
-    The relational store of one installation. `engine` comes from `core.wiring.make_engine`, or
+    The relational store of one installation. `engine` comes from `core.engines.make_engine`, or
     is prepared by it; `clock` is for tests. Raises SchemaOutdated when it was never migrated.
     """
 

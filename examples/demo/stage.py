@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import migrations
+from core.engines import make_engine
 from core.errors import SandkeeperError
 from core.providers.base import SandboxInfo
 from core.store import Store
-from core.wiring import make_engine
 from examples.demo.ground import Ground, Local
 
 ROOT = Path(__file__).parents[2]

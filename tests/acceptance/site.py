@@ -21,11 +21,12 @@ from typing import Any, Self
 from sqlalchemy import Engine, Row, exc, func, select, update
 
 from core import schema
+from core.engines import make_engine
 from core.lifecycle import Keeper
 from core.model import sandbox_name
 from core.providers.base import SandboxInfo
 from core.providers.local import LocalProvider
-from core.wiring import System, make_engine
+from core.wiring import System
 from tests.acceptance.processes import Found, Program, Seen, marked, until
 
 ROOT = Path(__file__).parents[2]

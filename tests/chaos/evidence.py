@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import func, select
 
 from core import schema
+from core.engines import opened
 from core.model import SandboxState, SessionStatus, sandbox_name
-from core.wiring import opened
 from tests.chaos.journal import Line, read
 from tests.chaos.timings import Timings
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
+from core.engines import make_engine
 from core.errors import (
     AuthFailed,
     Busy,
@@ -39,7 +40,6 @@ from core.providers.opensandbox_pages import everything, window
 from core.providers.rest import Answer
 from core.reconcile import Reconciler
 from core.store import Store
-from core.wiring import make_engine
 from tests.apis import Api, Fault, Reply, serving
 from tests.factories import policy
 from tests.fakes import FrozenClock, Idle

@@ -13,12 +13,12 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.pool import QueuePool, StaticPool
 
+from core.engines import prepare
 from core.events import Event
 from core.host import Host
 from core.migrations import upgrade
 from core.policy import Policy
 from core.store import Store
-from core.wiring import prepare
 from core.witness import InMemory
 from tests.simulation.database import EPOCH, IDLE_IN_TRANSACTION, Server
 from tests.simulation.faults import Fault
