@@ -12,55 +12,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from ..errors import ForeignConflict, InvalidSpec, ProviderError
 from .base import Capability, ProviderState, SandboxInfo, SandboxProvider, SandboxRef
+from .checks import CHECKS, Check, check, expect
 from .trial import LONG, NotKept, Subject, Trial, in_processes
 
 ALIVE = {ProviderState.PENDING, ProviderState.RUNNING}
 AT_ONCE = 2.0  # seconds within which a call without any time left has to return
 GIVEN_UP_AFTER = (0.0, 0.01, 0.1)  # seconds
 
-
-@dataclass(frozen=True)
-class Check:
-    """What `promise` says. It concerns who claims `needs`, and who does not claim `lacks`."""
-
-    name: str
-    promise: str
-    run: Callable[[Trial], None]
-    needs: Capability | None = None
-    lacks: Capability | None = None
-
-    def concerns(self, provider: SandboxProvider) -> bool:
-        """Whether the provider claims what this is about."""
-        claimed = provider.capabilities
-        return (self.needs is None or self.needs in claimed) and self.lacks not in claimed
-
-
-CHECKS: list[Check] = []
-
-
-def check(
-    *, needs: Capability | None = None, lacks: Capability | None = None
-) -> Callable[[Callable[[Trial], None]], Callable[[Trial], None]]:
-    """Make a function one of them: its name and the first line of its docstring are for people."""
-
-    def add(run: Callable[[Trial], None]) -> Callable[[Trial], None]:
-        promise = (run.__doc__ or "").strip().splitlines()[0]
-        CHECKS.append(Check(run.__name__, promise, run, needs, lacks))
-        return run
-
-    return add
-
-
-def expect(holds: object, words: str) -> None:
-    """NotKept, unless it holds."""
-    if not holds:
-        raise NotKept(words)
+__all__ = ["CHECKS", "Check"]  # all of them, once this module is imported
 
 
 @check()
