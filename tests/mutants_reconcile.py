@@ -404,8 +404,8 @@ RECONCILE_MUTANTS = (
         "an end does not look for holds",
         "S5: nothing is destroyed while a question is open",
         SWEEPS,
-        ".where(idle, witnessed, confirmed, UNHELD)",
-        ".where(idle, witnessed, confirmed)",
+        ".where(idle, witnessed, confirmed, looked_again, UNHELD)",
+        ".where(idle, witnessed, confirmed, looked_again)",
         at("guard", "while_something_is_held_nothing_is_destroyed"),
     ),
     Mutant(

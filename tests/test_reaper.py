@@ -29,6 +29,7 @@ from tests.fakes import FakeCloud, FrozenClock, Idle
 
 IDLE_TTL = policy().idle_ttl
 CONFIRM = policy().confirm_interval
+HEARTBEAT = policy().heartbeat
 DAY = 24 * 3600.0
 
 
@@ -504,6 +505,44 @@ def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
     next_one = watchful.sweep()
 
     assert (during, next_one.ended, next_one.noticed) == (0, 0, 1)
+
+
+def test_the_first_sweep_after_an_outage_ends_no_live_turn(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock
+) -> None:
+    """S1: noticed before the outage; the sweeps come back first, and the heartbeat after them."""
+    keeper.open("conv")
+    keeper.turn("conv").begin()
+    clock.advance(IDLE_TTL)
+    reaper.sweep()
+    clock.advance(10 * CONFIRM)
+    before_it = [reaper.sweep().ended, reaper.sweep().ended]
+    clock.advance(HEARTBEAT / 2 - 1)
+    before_it.append(reaper.sweep().ended)
+    keeper._beater.once()
+    clock.advance(CONFIRM)
+    after_it = reaper.sweep().ended
+
+    assert (before_it, after_it) == ([0, 0, 0], 0)
+    assert is_active(keeper)
+
+
+@pytest.mark.parametrize("every", [HEARTBEAT / 2, CONFIRM])
+def test_a_turn_whose_holder_died_is_ended_by_the_third_look(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock, every: float
+) -> None:
+    """L1: noticed, looked at again, ended: three sweeps at most, and no more than a confirmation."""
+    keeper.open("conv")
+    keeper.turn("conv").begin()
+    clock.advance(IDLE_TTL)
+    looks = [reaper.sweep()]
+    clock.advance(CONFIRM - 1)
+    looks.append(reaper.sweep())
+    clock.advance(every)
+    looks.append(reaper.sweep())
+
+    assert [look.noticed for look in looks] == [1, 0, 0]
+    assert [look.ended for look in looks] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(("part", "call"), [("database", "move"), ("outlook", "work")])

@@ -40,6 +40,8 @@ GONE = b.state == _constant(SandboxState.GONE.value)
 RUNNING = b.state == _constant(SandboxState.RUNNING.value)
 OF_SESSION = and_(b.session_id == s.id, b.generation == s.generation)
 HAS_RUNNING = exists(select(1).where(OF_SESSION, RUNNING).correlate(sessions))
+OPEN_TURN = and_(t.ended_at.is_(None), t.session_id == s.id, t.generation == s.generation)
+HAS_OPEN_TURN = exists(select(1).where(OPEN_TURN).correlate(sessions))
 FRESH = s.turn_count == s.turns_before
 # Part of every statement that destroys: no question to an operator is open, and this is still the
 # database that the installation knows.
@@ -90,12 +92,7 @@ class Rules:
         self.first_look = Earliest(
             idle_next, self.in_(policy.idle_ttl), func.coalesce(self.age_ends, idle_next)
         )
-        self.live_turn = and_(
-            t.ended_at.is_(None),
-            t.hard_until > now,
-            t.session_id == s.id,
-            t.generation == s.generation,
-        )
+        self.live_turn = and_(OPEN_TURN, t.hard_until > now)
         self.why_over = case((self.too_old, "max_age"), else_="idle")
 
     def in_(self, seconds: Any) -> ColumnElement[datetime]:

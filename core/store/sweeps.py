@@ -33,6 +33,7 @@ from .rules import (
     ACTIVE,
     CLOSING,
     CREATING,
+    HAS_OPEN_TURN,
     HAS_RUNNING,
     OF_SESSION,
     UNHELD,
@@ -41,7 +42,7 @@ from .rules import (
     locked,
     s,
 )
-from .sql import any_of, later
+from .sql import Latest, any_of, later
 
 ACTOR = "sweep"
 
@@ -217,12 +218,15 @@ class Sweeps:
     def _prepare_endings(
         self, rules: Rules, idle: ColumnElement[bool], witnessed: ColumnElement[bool]
     ) -> None:
+        confirm = rules.policy.confirm_interval
         since = bindparam("since", type_=s.noticed_at.type)
         no_jump = rules.now <= bindparam("latest", type_=s.noticed_at.type)
         confirmed = and_(s.noticed_at >= since, no_jump, rules.noticed_long_enough)
+        # The first look again at an open turn comes before the confirm interval is over.
+        looked_again = s.due_at >= later(s.noticed_at, confirm)
         self._end = (
             update(sessions)
-            .where(idle, witnessed, confirmed, UNHELD)
+            .where(idle, witnessed, confirmed, looked_again, UNHELD)
             .values(status=SessionStatus.ENDED.value, ended_at=rules.now, end_reason=rules.why_over)
             .returning(s.id, s.generation, s.end_reason)
         )
@@ -241,7 +245,13 @@ class Sweeps:
             .values(
                 noticed_at=rules.now,
                 noticed_activity_at=s.last_activity_at,
-                due_at=rules.in_(rules.policy.confirm_interval),
+                # A turn that is open and silent has lost its holder, or its holder the database:
+                # an outage may be longer than all that was waited for, and the sweep be the first
+                # to come back. So one more look, which writes; whoever lives beats after it.
+                due_at=case(
+                    (HAS_OPEN_TURN, rules.in_(confirm - _one_beat(rules))),
+                    else_=rules.in_(confirm),
+                ),
             )
             .returning(s.id, s.generation)
         )
@@ -266,10 +276,17 @@ class Sweeps:
         # a full batch of them would be one sweep without an end.
         confirmed_at = later(s.noticed_at, confirm)
         next_sweep = rules.in_(confirm)
+        again = and_(HAS_OPEN_TURN, s.due_at < confirmed_at)
         self._wait = (
             update(sessions)
             .where(noticed)
-            .values(due_at=case((rules.noticed_long_enough, next_sweep), else_=confirmed_at))
+            .values(
+                due_at=case(
+                    (again, Latest(confirmed_at, rules.in_(_one_beat(rules)))),
+                    (rules.noticed_long_enough, next_sweep),
+                    else_=confirmed_at,
+                )
+            )
         )
         # Its sandbox is not there yet: the create's own deadline decides, in the next step.
         self._wait_for_create = (
@@ -314,6 +331,11 @@ class Sweeps:
             .where(any_of(b.key, "keys"))
             .values(due_at=rules.in_(rules.policy.publish_lease))
         )
+
+
+def _one_beat(rules: Rules) -> float:
+    """Seconds in which every holder that lives beats: after a failure it tries twice as often."""
+    return rules.policy.heartbeat / 2
 
 
 def _to_ring(due: Select[Any], rules: Rules) -> Select[Any]:

@@ -157,8 +157,8 @@ EXTRA: tuple[Mutant, ...] = (
         "sweeps end while everything is held",
         "breaker: nothing destructive until an operator answers",
         SWEEPS,
-        old=".where(idle, witnessed, confirmed, UNHELD)",
-        new=".where(idle, witnessed, confirmed)",
+        old=".where(idle, witnessed, confirmed, looked_again, UNHELD)",
+        new=".where(idle, witnessed, confirmed, looked_again)",
     ),
     mutant(
         "teardowns go on while everything is held",
