@@ -531,7 +531,7 @@ def test_the_first_sweep_after_an_outage_ends_no_live_turn(
 def test_a_turn_whose_holder_died_is_ended_by_the_third_look(
     keeper: Keeper, reaper: Reaper, clock: FrozenClock, every: float
 ) -> None:
-    """L1: noticed, looked at again, ended: three sweeps at most, and no more than a confirmation."""
+    """L1: noticed, looked at again, ended: within three sweeps."""
     keeper.open("conv")
     keeper.turn("conv").begin()
     clock.advance(IDLE_TTL)

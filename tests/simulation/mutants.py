@@ -24,6 +24,12 @@ UNSEEN: Mapping[str, str] = {
     "now is when the transaction began": "a word of PostgreSQL's",
     "an orphan has no grace": "no row of a world is later than its sandbox",
     "children keep their parent's connections": "processes of a world do not fork",
+    "an open turn is not looked at again": "one world of 5,000 comes to it",
+    "an open turn is looked at again without a pause": "one world of 5,000 comes to it",
+    "a turn that was lost ends well": "no holder of a world looks at how its turn ended",
+    "a refused move is in the ledger": "what one statement does, and SQLite takes several",
+    "a fan-out is not waited for": "the broker of a world is one of its own",
+    "what the broker refuses is published": "the broker of a world is one of its own",
 }
 BEATER, ENDINGS = "core/beater.py", "core/store/endings.py"
 OPENINGS, SWEEPS = "core/store/openings.py", "core/store/sweeps.py"
