@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from .errors import SandkeeperError
+from .explain import Explanation
 from .lifecycle import DEFAULT_TENANT, Keeper
 from .model import Sandbox, Session
 from .turn import Lost, Turn
@@ -69,6 +70,16 @@ class AsyncKeeper:
         """See Keeper.extend."""
         return await self._run(self.keeper.extend, session_id, by)
 
+    async def pin(
+        self, session_id: str, for_: timedelta | float, *, reason: str, owner: str | None = None
+    ) -> Session:
+        """See Keeper.pin."""
+        return await self._run(self.keeper.pin, session_id, for_, reason=reason, owner=owner)
+
+    async def unpin(self, session_id: str) -> Session:
+        """See Keeper.unpin."""
+        return await self._run(self.keeper.unpin, session_id)
+
     async def end(self, session_id: str, *, reason: str = "ended") -> Session:
         """See Keeper.end."""
         return await self._run(self.keeper.end, session_id, reason=reason)
@@ -76,6 +87,10 @@ class AsyncKeeper:
     async def get(self, session_id: str) -> Session:
         """See Keeper.get."""
         return await self._run(self.keeper.get, session_id)
+
+    async def explain(self, session_id: str) -> Explanation:
+        """See Keeper.explain."""
+        return await self._run(self.keeper.explain, session_id)
 
     async def close(self) -> None:
         """Stop the heartbeats and the threads."""

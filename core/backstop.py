@@ -204,8 +204,10 @@ class Backstop:
         for session in self._in_turns().values():
             ttl = self.policy.backstop_ttl(session.idle_ttl) or 0.0
             asked = ttl + self.policy.create_deadline  # as a create does; less would shorten it
-            if session.extended_until is not None:  # less would take back what was promised
-                asked += max(0.0, (session.extended_until - session.seen_at).total_seconds())
+            for until in (session.extended_until, session.pinned_until):
+                if until is not None:  # less would take back what was promised
+                    promised = (until - session.seen_at).total_seconds()
+                    asked = max(asked, ttl + self.policy.create_deadline + promised)
             provider = self.providers.get(session.sandbox.provider)
             if provider is None or not self.is_set(provider):
                 continue

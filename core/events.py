@@ -21,6 +21,8 @@ class EventKind(StrEnum):
     SESSION_REOPENED = "session_reopened"  # an ended session, with the next generation
     SESSION_NOTICED = "session_noticed"  # idle at first sight; ends unless it shows activity
     SESSION_EXTENDED = "session_extended"  # a caller asked to keep it until a later moment
+    SESSION_PINNED = "session_pinned"  # somebody keeps it until a date, and says why
+    SESSION_UNPINNED = "session_unpinned"  # the pin was lifted before its date
     SESSION_ENDED = "session_ended"  # active to ended, its sandbox to closing
     SANDBOX_RUNNING = "sandbox_running"  # the provider's id is recorded
     TEARDOWN_FAILED = "teardown_failed"  # an attempt failed and will be made again

@@ -23,11 +23,13 @@ from .errors import (
     RateLimited,
 )
 from .events import Event, EventKind
+from .explain import Explanation, explain
 from .host import Host, Loop
 from .model import (
     Intent,
     Session,
     check_holder,
+    check_owner,
     check_reason,
     check_session_id,
     check_tenant,
@@ -125,12 +127,14 @@ class Keeper:
         """
         if session_id is None:
             session_id = identifiers.new_id(self._host)
+        given = {"idle_ttl": idle_ttl, "max_age": max_age, "max_turn": max_turn}
         wanted = Wanted(
             session_id=check_session_id(session_id),
             tenant=check_tenant(tenant),
             idle_ttl=self._limit("idle_ttl", idle_ttl, self.policy.idle_ttl),
             max_age=self.policy.max_age if max_age is None else duration("max_age", max_age),
             max_turn=self._limit("max_turn", max_turn, self.policy.max_turn),
+            own=tuple(name for name, value in given.items() if value is not None),
             metadata=None if metadata is None else _metadata(metadata),
             provider=self.provider.name,
             scope=self.provider.scope(),
@@ -194,6 +198,32 @@ class Keeper:
         self._backstop.extend_now(session_id)  # before the caller has our word
         return session
 
+    def pin(
+        self, session_id: str, for_: timedelta | float, *, reason: str, owner: str | None = None
+    ) -> Session:
+        """
+        Keep it from being ended by idleness for so long from now (seconds or timedelta, at most
+        LONGEST_PIN), and show who did it (this process without `owner`) and why. Max age still
+        holds: `pinned_until` is what was granted. No second pin shortens it. Raises SessionEnded.
+        """
+        session = self.store.pins.pin(
+            check_session_id(session_id),
+            self.policy.pin_length(for_),
+            owner=self.holder if owner is None else check_owner(owner),
+            reason=check_reason(reason),
+            actor=self.holder,
+        )
+        self._work_on(session_id)
+        self._backstop.extend_now(session_id)  # as for an extension
+        return session
+
+    def unpin(self, session_id: str) -> Session:
+        """
+        Lift the pin, if there is one: the next sweep looks at what else keeps it.
+        Raises SessionNotFound.
+        """
+        return self.store.pins.unpin(check_session_id(session_id), actor=self.holder)
+
     def end(self, session_id: str, *, reason: str = "ended") -> Session:
         """
         End it now; its sandbox is torn down in the background. Ending an ended session changes
@@ -208,6 +238,13 @@ class Keeper:
     def get(self, session_id: str) -> Session:
         """The session as it is. Raises SessionNotFound."""
         return self.store.sessions.get(check_session_id(session_id))
+
+    def explain(self, session_id: str) -> Explanation:
+        """
+        Why it is still there, or why it was taken, as rows and ledger have it at one moment.
+        It does not count as activity. Raises SessionNotFound.
+        """
+        return explain(self.store.evidence.of(check_session_id(session_id)), self.policy)
 
     def close(self) -> None:
         """Stop the heartbeats and what else runs in the background; open turns go idle."""
@@ -263,7 +300,8 @@ class Keeper:
                 )
             except ProviderError as error:
                 if not error.retryable:
-                    self._give_up(intent)
+                    # It will never make it: the next generation can be opened.
+                    self.store.openings.give_up(intent, actor=self.holder)
                     raise
                 pause = 0.2 * 2**attempt * (1.0 - self._host.spread() / 2.0)
                 if isinstance(error, RateLimited):
@@ -283,10 +321,6 @@ class Keeper:
                 f"{intent.scope!r}, and this process uses {ours[0]} in {ours[1]!r}: end() it, or "
                 "give both the same provider and credentials"
             )
-
-    def _give_up(self, intent: Intent) -> None:
-        """The provider will never make it: end this generation, so that the next can be opened."""
-        self.store.openings.give_up(intent, actor=self.holder)
 
 
 def _metadata(metadata: Mapping[str, object]) -> Mapping[str, object]:

@@ -110,6 +110,9 @@ class Session:
     last_activity_at: datetime
     due_at: datetime
     extended_until: datetime | None
+    pinned_until: datetime | None
+    pinned_by: str | None
+    pin_reason: str | None
     noticed_at: datetime | None
     ended_at: datetime | None
     end_reason: str | None
@@ -177,6 +180,11 @@ def check_reason(reason: object) -> str:
 def check_holder(holder: object) -> str:
     """The holder as it was given, or InvalidArgument that says what a holder looks like."""
     return _printable("holder", holder)
+
+
+def check_owner(owner: object) -> str:
+    """The owner of a pin as it was given, or InvalidArgument that says what one looks like."""
+    return _printable("owner", owner)
 
 
 def check_name(name: object) -> str:

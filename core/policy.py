@@ -36,6 +36,7 @@ class Policy:
     breaker_ratio: float = 0.2
     late_after: float = 180.0
     backstop: float | None = 4.0
+    longest_pin: float = 604800.0
     batch: int = 500
 
     @classmethod
@@ -97,6 +98,16 @@ class Policy:
     def extend_claim(self) -> float:
         """Seconds that one process has to extend one TTL, before another may."""
         return min(30.0, (self.backstop or 0.0) * self.confirm_interval / 8)
+
+    def pin_length(self, wished: timedelta | float) -> float:
+        """Seconds that a pin lasts; InvalidArgument when they make no sense, or are too many."""
+        seconds = duration("for", wished)
+        if seconds > self.longest_pin:
+            raise InvalidArgument(
+                f"for {wished!r}: a pin is at most {self.longest_pin:g} seconds long "
+                "(LONGEST_PIN): pin it again before it is over"
+            )
+        return seconds
 
     def pause(self, attempts: int, *, spread: float) -> float:
         """

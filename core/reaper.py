@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -14,7 +15,7 @@ from .store.guard import Decision, HoldReason
 from .teardown import CALLS_AT_ONCE, Teardown, TeardownOutcome, Undertaker
 from .timekeeper import Timekeeper, Watched
 
-__all__ = ["Doorbell", "Reaper", "SweepReport", "Teardown", "TeardownOutcome"]
+__all__ = ["Doorbell", "Reaper", "Rehearsal", "SweepReport", "Teardown", "TeardownOutcome"]
 
 ACTOR = "sweep"
 
@@ -37,6 +38,15 @@ class SweepReport:
     def __add__(self, other: SweepReport) -> SweepReport:
         names = [field.name for field in fields(self)]
         return SweepReport(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What a sweep would do: in rows, in events, and the teardowns that it would ring for."""
+
+    report: SweepReport
+    events: tuple[Event, ...]
+    rung: tuple[tuple[str, int], ...]
 
 
 class Reaper:
@@ -75,8 +85,25 @@ class Reaper:
         Each step stops with the first batch that is not full. StoreError when the database refuses.
         `stand_in` when nobody else sweeps, and that must not look as if somebody did.
         """
-        guard = self.store.guard
-        guard.check(actor=ACTOR)
+        report = self._pass()
+        self.store.guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))
+        return report
+
+    def rehearse(self) -> Rehearsal:
+        """
+        What a sweep would do now: the same pass, taken back, with a doorbell that nobody hears.
+        Nothing is written and nothing published; it says nothing of the pulse either. The rows
+        that it would move are locked until it is over: heartbeats skip them, calls on them wait.
+        """
+        rung: list[tuple[str, int]] = []
+        stage = copy.copy(self)
+        stage.doorbell = rung.extend
+        with self.store.database.rehearsal() as events:
+            report = stage._pass()  # noqa: SLF001 - a copy of ourselves
+        return Rehearsal(report=report, events=tuple(events), rung=tuple(rung))
+
+    def _pass(self) -> SweepReport:
+        self.store.guard.check(actor=ACTOR)
         ending = self._may_end()
         watched = self._timekeeper.watch(self.store.sweeps.now)
         work = self.store.outlook.work()
@@ -90,7 +117,6 @@ class Reaper:
             report += SweepReport(published=self._ring_until_short())
         if work.failing or clamped:
             report += SweepReport(published=self._ring_for_failing())
-        guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))
         return report
 
     def _may_end(self) -> bool:

@@ -85,6 +85,10 @@ sessions = Table(
     Column("due_at", UTCDateTime, nullable=False),  # when the sweep looks next
     Column("extended_until", UTCDateTime),
     Column("extended_at", UTCDateTime),  # by which clock that date was promised
+    Column("pinned_until", UTCDateTime),
+    Column("pinned_at", UTCDateTime),  # likewise
+    Column("pinned_by", String(200)),
+    Column("pin_reason", String(200)),
     Column("noticed_at", UTCDateTime),
     Column("noticed_activity_at", UTCDateTime),  # the witness: what last_activity_at was then
     Column("ended_at", UTCDateTime),
@@ -100,6 +104,11 @@ sessions = Table(
     CheckConstraint("(status = 'ended') = (ended_at IS NOT NULL)", name="ended_at"),
     CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="end_reason"),
     CheckConstraint("(noticed_at IS NULL) = (noticed_activity_at IS NULL)", name="noticed"),
+    CheckConstraint(
+        "(pinned_until IS NULL) = (pinned_by IS NULL) AND (pinned_until IS NULL) = "
+        "(pin_reason IS NULL) AND (pinned_until IS NULL) = (pinned_at IS NULL)",
+        name="pinned",
+    ),
     postgresql_with=_ROOM_FOR_TOUCHES,
 )
 # Serves the sweep: what is due, most overdue first. Ended rows are not in it and cost nothing.

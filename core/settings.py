@@ -218,6 +218,11 @@ class Settings(BaseModel):
         description="A sweep whose pulse is older than this is late (seconds): API processes say "
         "so, and sweep in its place. Three times SWEEP_INTERVAL when not set.",
     )
+    longest_pin: Seconds = Field(
+        604800.0,
+        description="The longest that a pin may keep a session (seconds). Pins are forgotten, and "
+        "a sandbox costs money: who wants it for longer has to say so again.",
+    )
     backstop: Annotated[
         Annotated[float, Field(ge=3, le=1000, allow_inf_nan=False)] | None,
         BeforeValidator(_explicit_none),

@@ -14,6 +14,7 @@ from core.engines import opened
 from core.events import Event, EventKind
 from core.model import check_session_id
 from tasks.commands import Context, as_json, cell, plain, show, told
+from tasks.explained import print_explanation, print_rehearsal
 from tasks.providers import providers
 from tasks.safety import breaker, db_restored, orphans, reconcile
 from tasks.serve import host_option, port_option, serve
@@ -123,6 +124,20 @@ def sessions_show(context: Context, session_id: str, json_: bool) -> None:  # no
     show(history, ("at", "kind", "generation", "actor", "detail"), json_=False)
 
 
+@sessions.command("explain")
+@click.argument("session_id")
+@as_json
+@click.pass_obj
+@told
+def sessions_explain(context: Context, session_id: str, json_: bool) -> None:  # noqa: FBT001
+    """Say why a session is still there, or why it was taken."""
+    found = context.system.keeper().explain(session_id)
+    if json_:
+        click.echo(json.dumps(asdict(found), default=plain, indent=2))
+        return
+    print_explanation(found)
+
+
 @sessions.command("end")
 @click.argument("session_id")
 @click.option("--reason", default="ended by an operator", show_default=True)
@@ -145,6 +160,30 @@ def sessions_extend(context: Context, session_id: str, seconds: float) -> None:
     click.echo(f"{session.id} is kept until {cell(session.extended_until)}")
 
 
+@sessions.command("pin")
+@click.argument("session_id")
+@click.argument("seconds", type=float)
+@click.option("--reason", required=True, help="Why: everybody sees it.")
+@click.option("--owner", help="Whose pin it is; you when left out.")
+@click.pass_obj
+@told
+def sessions_pin(
+    context: Context, session_id: str, seconds: float, reason: str, owner: str | None
+) -> None:
+    """Keep a session from being ended by idleness for so many seconds from now."""
+    session = _keeper(context).pin(session_id, seconds, reason=reason, owner=owner)
+    click.echo(f"{session.id} is pinned until {cell(session.pinned_until)} by {session.pinned_by}")
+
+
+@sessions.command("unpin")
+@click.argument("session_id")
+@click.pass_obj
+@told
+def sessions_unpin(context: Context, session_id: str) -> None:
+    """Lift a pin: the next sweep looks at what else keeps the session."""
+    click.echo(f"{_keeper(context).unpin(session_id).id} is not pinned")
+
+
 def _keeper(context: Context) -> Any:
     keeper = context.system.keeper()
     keeper.holder = context.actor
@@ -152,11 +191,15 @@ def _keeper(context: Context) -> Any:
 
 
 @main.command("sweep")
+@click.option("--dry-run", is_flag=True, help="Say what a sweep would do, and change nothing.")
 @as_json
 @click.pass_obj
 @told
-def sweep(context: Context, json_: bool) -> None:  # noqa: FBT001
+def sweep(context: Context, dry_run: bool, json_: bool) -> None:  # noqa: FBT001
     """Sweep once, now, in this process; teardowns are published to the workers."""
+    if dry_run:
+        print_rehearsal(context.system.reaper(lambda _: None).rehearse(), json_=json_)
+        return
     from tasks.app import app  # noqa: PLC0415 - celery takes long to import, and few need it
     from tasks.doorbell import FanOut  # noqa: PLC0415
 

@@ -80,7 +80,73 @@ OPENINGS, SESSIONS, DATABASE = (
 )
 MIGRATION = "core/migrations/versions/0001_first_tables.py"
 
+PINS = "core/store/pins.py"
+
 MUTANTS = (
+    Mutant(
+        "a pin keeps nobody",
+        "S1: what was acknowledged is kept",
+        RULES,
+        "return self.extended_until, self.pinned_until",
+        "return (self.extended_until,)",
+        at("pins", "a_pin_is_kept_to_the_second", "the_provider_is_asked_to_let_it_live_as_long"),
+    ),
+    Mutant(
+        "a pin of an ended session is acknowledged",
+        "S1: the loser of the race is told",
+        PINS,
+        ".where(this, rules.usable)",
+        ".where(this)",
+        at("pins", "a_pin_is_refused_by_type"),
+    ),
+    Mutant(
+        "a pin outlives the max age",
+        "F5: the ceiling always holds",
+        PINS,
+        "pinned_until=Earliest(wished, func.coalesce(rules.age_ends, wished)),",
+        "pinned_until=wished,",
+        at("pins", "a_pin_ends_with_the_max_age"),
+    ),
+    Mutant(
+        "a second pin shortens the first",
+        "S1: the first was acknowledged",
+        PINS,
+        "wished = Latest(asked, func.coalesce(rules.pinned_until, asked))",
+        "wished = asked",
+        at("pins", "a_second_pin_never_shortens_the_first"),
+    ),
+    Mutant(
+        "the caller has our word before the provider was asked",
+        "S1: a pinned sandbox does not die by its TTL",
+        LIFECYCLE,
+        "        self._backstop.extend_now(session_id)  # as for an extension\n",
+        "",
+        at("pins", "the_provider_is_asked_to_let_it_live_as_long"),
+    ),
+    Mutant(
+        "a pin is a date, whatever the clock does",
+        "L1: it is over after as many seconds as were asked for",
+        RULES,
+        "self._kept(s.pinned_until, s.pinned_at, s.pinned_at)",
+        "(s.pinned_until, s.pinned_at)",
+        at("pins", "a_pin_lasts_as_long_as_it_was_asked_for_whatever_the_clock_does"),
+    ),
+    Mutant(
+        "a rehearsal is committed",
+        "a dry run writes nothing",
+        DATABASE,
+        "                whole.rollback()",
+        "                whole.commit()",
+        at("rehearsal", "nothing_is_written_and_nothing_published"),
+    ),
+    Mutant(
+        "a rehearsal rings",
+        "a dry run publishes nothing",
+        REAPER,
+        "        stage.doorbell = rung.extend\n",
+        "",
+        at("rehearsal", "nothing_is_written_and_nothing_published"),
+    ),
     Mutant(
         "end without a notice",
         "S5: no session is ended at first sight",
@@ -284,16 +350,16 @@ MUTANTS = (
         "extensions are ignored",
         "S1: an acknowledged extension is kept",
         RULES,
-        "func.coalesce(self.extended_until, ",
-        "func.coalesce(s.ended_at, ",
+        "return self.extended_until, self.pinned_until",
+        "return (self.pinned_until,)",
         at("lifecycle", "an_extension_is_kept_to_the_second"),
     ),
     Mutant(
         "an extension is a date",
         "L1: so many seconds were promised, whatever the clock does",
         RULES,
-        "        stepped_back = promised_at > self.in_(policy.confirm_interval)\n",
-        "        stepped_back = promised_at > self.in_(1e6)\n",
+        "self._kept(s.extended_until, promised_at, s.extended_at)",
+        "(s.extended_until, s.extended_at)",
         at("lifecycle", "an_extension_lasts_as_long_as_it_was_asked_for_whatever_the_clock_does"),
     ),
     Mutant(
@@ -488,7 +554,7 @@ MUTANTS = (
         "nobody gives up",
         "a generation that can never be made makes room for the next",
         LIFECYCLE,
-        "                    self._give_up(intent)\n",
+        "                    self.store.openings.give_up(intent, actor=self.holder)\n",
         "",
         at("lifecycle", "what_can_never_be_made_ends_its_generation"),
     ),

@@ -493,8 +493,8 @@ HEALTH_MUTANTS = (
         "an outage of the database takes a promise back",
         "S1: an acknowledged extension is kept",
         BACKSTOP,
-        "            if session.extended_until is not None:  # less",
-        "            if session.extended_until is self:  # less",
+        "for until in (session.extended_until, session.pinned_until):",
+        "for until in (session.pinned_until,):",
         at("backstop", "an_outage_of_the_database_takes_back_no_promise"),
     ),
     Mutant(

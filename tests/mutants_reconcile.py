@@ -503,7 +503,7 @@ RECONCILE_MUTANTS = (
         "sweeps are not remembered",
         "S5: the witness knows how far the database was",
         REAPER,
-        "        guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))\n",
+        "        self.store.guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))\n",
         "        self.store.sweeps.pulse(stood_in=stand_in)\n",
         at("guard", "every_sweep_is_remembered"),
     ),

@@ -76,7 +76,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def test_every_call_is_there(keeper: Keeper, clock: FrozenClock) -> None:
-    """open, turn, touch, extend, end, get, with the same arguments and answers."""
+    """open, turn, touch, extend, pin, explain, end, get: the same arguments and answers."""
 
     async def main() -> None:
         async with asynchronous(keeper) as aio:
@@ -88,6 +88,9 @@ def test_every_call_is_there(keeper: Keeper, clock: FrozenClock) -> None:
                 turn.check()
             await aio.touch("conv")
             assert (await aio.extend("conv", 10)).extended_until is not None
+            assert (await aio.pin("conv", 10, reason="x", owner="ada")).pinned_by == "ada"
+            assert (await aio.unpin("conv")).pinned_by is None
+            assert (await aio.explain("conv")).state == "active"
             assert (await aio.get("conv")).turn_count == 1
             assert (await aio.end("conv", reason="done")).end_reason == "done"
 

@@ -104,9 +104,64 @@ def test_an_operator_ends_and_extends(operator: Operator, keeper: Keeper) -> Non
     assert [line.actor.split()[0] for line in history[-2:]] == ["operator", "operator"]
 
 
+def test_a_session_is_explained(operator: Operator, keeper: Keeper) -> None:
+    """In sentences under headings, and as JSON with the raw values beside them."""
+    keeper.open("conv", idle_ttl=600)
+
+    text = operator.types("sessions", "explain", "conv")
+    found = json.loads(operator.types("sessions", "explain", "conv", "--json").stdout)
+
+    assert text.exit_code == 0
+    assert "conv, generation 1: active" in text.stdout
+    assert "idle_ttl is 10 min, set by its own open()." in text.stdout
+    assert "session_opened" in text.stdout
+    assert (found["state"], found["limits"][0]["layer"]) == ("active", "open")
+    assert [step["kind"] for step in found["next"]] == ["notice", "end"]
+    assert found["next"][0]["at"].endswith("+00:00")
+
+
+def test_an_operator_pins_and_unpins(operator: Operator, keeper: Keeper) -> None:
+    """With a reason, which is not left out; the owner is who typed it, or who is named."""
+    keeper.open("conv")  # on a cloud without a TTL: the operator's process could not extend it
+
+    pinned = operator.types("sessions", "pin", "conv", "3600", "--reason", "debugging")
+    of_operator = keeper.get("conv")
+    named = ("--reason", "demo", "--owner", "bob")
+    operator.types("sessions", "pin", "conv", "60", *named)
+    of_bob = keeper.get("conv")
+    lifted = operator.types("sessions", "unpin", "conv")
+
+    assert (pinned.exit_code, lifted.exit_code) == (0, 0)
+    assert (of_operator.pinned_by or "").startswith("operator ")
+    assert (of_bob.pinned_by, of_bob.pin_reason) == ("bob", "demo")
+    assert of_bob.pinned_until == of_operator.pinned_until
+    assert keeper.get("conv").pinned_until is None
+
+
+def test_a_dry_run_says_what_a_sweep_would_do(operator: Operator, keeper: Keeper) -> None:
+    """Counts, events and teardowns; nothing is published, and the row stays due."""
+    keeper.open("conv")
+    keeper.end("conv")
+    due = keeper.get("conv").sandbox.due_at
+
+    text = operator.types("sweep", "--dry-run")
+    found = json.loads(operator.types("sweep", "--dry-run", "--json").stdout)
+
+    assert text.exit_code == 0, text.output
+    assert "nothing was changed" in text.stdout
+    assert found["report"]["published"] == 1
+    assert found["rung"] == [["conv", 1]]
+    assert keeper.get("conv").sandbox.due_at == due
+    assert keeper.store.history.swept_at() is None
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
+        (("sessions", "explain", "nobody"), 1, "no session 'nobody': open it first"),
+        (("sessions", "pin", "conv", "60"), 2, "Missing option '--reason'"),
+        (("sessions", "pin", "conv", "1e7", "--reason", "x"), 1, "LONGEST_PIN"),
+        (("sessions", "unpin", "nobody"), 1, "no session 'nobody': open it first"),
         (("sessions", "show", "nobody"), 1, "no session 'nobody': open it first"),
         (("sessions", "show", "not an id"), 1, "use 1 to 128 characters"),
         (("sessions", "extend", "conv", "--", "-5"), 1, "more than 0"),

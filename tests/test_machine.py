@@ -84,13 +84,15 @@ class Kept:
     active_at: datetime
     extended_until: datetime | None = None
     extended_at: datetime | None = None
+    pinned_until: datetime | None = None
+    pinned_at: datetime | None = None
     ended: bool = False
     vanished: bool = False
 
     def until(self) -> datetime:
         """The moment up to which the sandbox has to live."""
         idle = self.active_at + timedelta(seconds=self.idle_ttl)
-        kept = max(idle, self.extended_until or idle)
+        kept = max(idle, self.extended_until or idle, self.pinned_until or idle)
         return kept if self.age_ends is None else min(kept, self.age_ends)
 
 
@@ -317,6 +319,33 @@ class Machine(RuleBasedStateMachine):
             wanted = self.clock.now + timedelta(seconds=by)
             assert session.extended_until >= min(wanted, kept.age_ends or wanted)
 
+    @rule(session_id=st.sampled_from(IDS), by=st.sampled_from([1.0, 30.0, 150.0, 400.0]))
+    def pin(self, session_id: str, by: float) -> None:
+        """What a pin grants is kept until it is lifted."""
+        kept = self.kept.get(session_id)
+        try:
+            session = self.keeper.pin(session_id, by, reason="debugging")
+        except (SessionEnded, SessionNotFound):
+            assert kept is None or not self.protected(kept)
+            return
+        assert session.pinned_until is not None
+        if kept is not None and kept.name == session.sandbox.name:
+            kept.pinned_until, kept.pinned_at = session.pinned_until, self.clock.now
+            wanted = self.clock.now + timedelta(seconds=by)
+            assert session.pinned_until >= min(wanted, kept.age_ends or wanted)
+
+    @rule(session_id=st.sampled_from(IDS))
+    def unpin(self, session_id: str) -> None:
+        """Lifted, it keeps nobody; what an extension promised stays."""
+        kept = self.kept.get(session_id)
+        try:
+            session = self.keeper.unpin(session_id)
+        except SessionNotFound:
+            assert kept is None or not self.protected(kept)
+            return
+        if kept is not None and kept.name == session.sandbox.name:
+            kept.pinned_until = kept.pinned_at = None
+
     @rule(session_id=st.sampled_from(IDS))
     def end(self, session_id: str) -> None:
         """A caller may end at any time; turns that are open find out at their next heartbeat."""
@@ -440,6 +469,10 @@ class Machine(RuleBasedStateMachine):
         self.stepped_back += seconds
         for kept in self.kept.values():
             kept.active_at = min(kept.active_at, self.clock.now)
+            if kept.pinned_until is not None and kept.pinned_at is not None:
+                ahead = max(timedelta(0), kept.pinned_at - self.clock.now)
+                kept.pinned_until -= ahead
+                kept.pinned_at -= ahead
             if kept.extended_until is not None and kept.extended_at is not None:
                 # So many seconds were promised, and not a date.
                 ahead = max(timedelta(0), kept.extended_at - self.clock.now)

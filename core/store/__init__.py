@@ -16,6 +16,7 @@ from ..witness import InMemory, Witness
 from .backstops import Backstops
 from .clamps import Clamps
 from .database import Database
+from .evidence import Evidence
 from .guard import Guard
 from .health import ProviderHealth
 from .history import History
@@ -23,6 +24,7 @@ from .inventory import Inventory
 from .openings import Openings, Wanted
 from .orphans import Orphans
 from .outlook import Outlook
+from .pins import Pins
 from .restore import Restore
 from .retention import Retention
 from .rules import Rules
@@ -63,6 +65,7 @@ class Store:
         self.guard = Guard(self.database, rules, witness or InMemory())
         self.guard.establish()
         self.sessions = Sessions(self.database, rules, self.installation)
+        self.pins = Pins(self.database, rules, self.sessions)
         self.openings = Openings(self.database, rules, self.sessions, host.randbits)
         self.turns = Turns(self.database, rules, self.sessions)
         self.clamps = Clamps(self.database, rules)
@@ -77,6 +80,7 @@ class Store:
         self.restore = Restore(self.database, rules, self.guard)
         self.retention = Retention(self.database, rules)
         self.history = History(self.database)
+        self.evidence = Evidence(self.database, rules, self.sessions)
 
 
 def _installation(database: Database, wanted: str | None, host: Host) -> str:

@@ -103,7 +103,8 @@ class Backstops:
         idle = case((s.idle_ttl > confirm, s.idle_ttl), else_=confirm)
         ttl = (policy.backstop or 0.0) * (idle + confirm)  # Policy.backstop_ttl, for each row
         active_at = Latest(
-            rules.active_at_most, func.coalesce(rules.extended_until, rules.active_at_most)
+            rules.active_at_most,
+            *(func.coalesce(until, rules.active_at_most) for until in rules.kept()),
         )
         needed = later(active_at, ttl)
         now_or_never = or_(b.extend_at <= rules.now, bindparam("at_once", type_=true().type))

@@ -51,8 +51,7 @@ class Clamps:
             .values(
                 due_at=rules.now,
                 last_activity_at=Earliest(s.last_activity_at, rules.now),
-                extended_until=rules.extended_until,
-                extended_at=rules.extended_at,
+                **rules.promises,
             )
             .returning(s.id)
         )

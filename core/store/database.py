@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -60,6 +61,37 @@ class Database:
         # Whether one statement can be all of a transaction, with changes in its WITH.
         self.single_statement = engine.dialect.name == "postgresql"
         self._ledger = Ledger(self.now, engine.dialect.name)
+        self._rehearsed = threading.local()  # the rehearsal of this thread, if there is one
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[list[Event]]:
+        """
+        What this thread does within is one transaction that is rolled back: each look sees what
+        the moves before it did, nobody else ever does, and no sink hears of it. Gives the events
+        that would have been recorded. Rows stay locked until it is over.
+        """
+        events: list[Event] = []
+        with _named_errors(), self.engine.connect() as connection, connection.begin() as whole:
+            self._rehearsed.of = (connection, events)
+            try:
+                yield events
+            finally:
+                self._rehearsed.of = None
+                whole.rollback()
+
+    def _rehearses(self) -> tuple[Connection, list[Event]] | None:
+        found: tuple[Connection, list[Event]] | None = getattr(self._rehearsed, "of", None)
+        return found
+
+    @contextmanager
+    def _rehearse(self, connection: Connection, events: list[Event]) -> Iterator[Move]:
+        """One move of a rehearsal: one that fails takes back itself alone, as it would alone."""
+        with _named_errors(), connection.begin_nested():
+            move = Move(connection)
+            yield move
+            if said := move.events:
+                connection.execute(self._ledger.insert, entries(said))
+        events.extend(move.events)
 
     @contextmanager
     def move(self) -> Iterator[Move]:
@@ -67,6 +99,10 @@ class Database:
         A read-write transaction. The events are inserted last, in the same transaction, and the
         sinks hear them only once the commit was acknowledged.
         """
+        if (rehearsed := self._rehearses()) is not None:
+            with self._rehearse(*rehearsed) as move:
+                yield move
+            return
         with _named_errors(), self.engine.begin() as connection:
             move = Move(connection)
             yield move
@@ -80,9 +116,22 @@ class Database:
         Reads: they take no write lock on SQLite, and can record nothing. On PostgreSQL each sees
         what is committed by then, as in a transaction of ours, and needs none.
         """
+        if (rehearsed := self._rehearses()) is not None:
+            with self._rehearse(*rehearsed) as move:
+                yield move
+            return
         options: dict[str, Any] = {"sandkeeper_read": True}
         if self.single_statement:
             options = {"isolation_level": "AUTOCOMMIT"}
+        with _named_errors(), self.engine.connect() as connection:
+            yield Move(connection.execution_options(**options))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Move]:
+        """Reads that all see the same moment, whatever is committed between them."""
+        options: dict[str, Any] = {"sandkeeper_read": True}
+        if self.engine.dialect.name == "postgresql":
+            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         with _named_errors(), self.engine.connect() as connection:
             yield Move(connection.execution_options(**options))
 
@@ -92,7 +141,7 @@ class Database:
         One statement that is its own transaction. On PostgreSQL this saves the round trips of
         BEGIN and COMMIT, which cost more than the statement.
         """
-        if not self.single_statement:
+        if not self.single_statement or self._rehearses() is not None:
             with self.move() as move:
                 yield move
             return
@@ -130,6 +179,9 @@ class Database:
 
     def tell(self, *events: Event) -> None:
         """Log what is no move: nothing of it is in the ledger."""
+        if (rehearsed := self._rehearses()) is not None:
+            rehearsed[1].extend(events)
+            return
         sinks.emit(self.sinks, events)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,10 @@ FORGOTTEN = (
     "end_reason",
     "extended_until",
     "extended_at",
+    "pinned_until",
+    "pinned_at",
+    "pinned_by",
+    "pin_reason",
     "noticed_at",
     "noticed_activity_at",
 )
@@ -45,6 +49,7 @@ class Wanted:
     provider: str
     scope: str
     spec: Mapping[str, object]
+    own: Sequence[str] = ()  # the limits that the caller gave; the others are the installation's
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -54,6 +59,11 @@ class Wanted:
             "max_turn": self.max_turn,
             "metadata": dict(self.metadata or {}),
         }
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """Which layer set each limit, for the ledger: a row has the value alone."""
+        return {name: "open" if name in self.own else "installation" for name in LIMITS}
 
 
 class Openings:
@@ -94,7 +104,8 @@ class Openings:
                 self._join(move, wanted, actor)
             else:
                 self._intend(move, wanted, 1)
-                move.record(session_event(EventKind.SESSION_OPENED, wanted.session_id, 1, actor))
+                told = (EventKind.SESSION_OPENED, wanted.session_id, 1, actor)
+                move.record(session_event(*told, limits=wanted.layers))
             return self._opened(move, wanted.session_id)
 
     def _join(self, move: Move, wanted: Wanted, actor: str) -> None:
@@ -130,6 +141,7 @@ class Openings:
                 row.generation,
                 actor,
                 reset_reason=row.reset_reason,
+                limits=wanted.layers,
             )
         )
 

@@ -71,15 +71,17 @@ class Rules:
         # So many seconds were promised, and the date says when they are over by the clock of then:
         # where that stepped back since, they count from now.
         promised_at = func.coalesce(s.extended_at, s.last_activity_at)
-        stepped_back = promised_at > self.in_(policy.confirm_interval)
-        self.extended_until = case(
-            (stepped_back, later(s.extended_until, Seconds(promised_at, now))),
-            else_=s.extended_until,
-        )
-        self.extended_at = case((stepped_back, now), else_=s.extended_at)
+        self.extended_until, extended_at = self._kept(s.extended_until, promised_at, s.extended_at)
+        self.pinned_until, pinned_at = self._kept(s.pinned_until, s.pinned_at, s.pinned_at)
+        self.promises = {  # for an UPDATE that puts right what such a clock wrote
+            "extended_until": self.extended_until,
+            "extended_at": extended_at,
+            "pinned_until": self.pinned_until,
+            "pinned_at": pinned_at,
+        }
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
         idle_at = later(s.last_activity_at, s.idle_ttl)
-        kept_until = Latest(idle_at, func.coalesce(self.extended_until, idle_at))
+        kept_until = Latest(idle_at, *(func.coalesce(each, idle_at) for each in self.kept()))
         self.ends_at = Earliest(kept_until, func.coalesce(self.age_ends, kept_until))
         self.too_old = and_(s.max_age.is_not(None), self.age_ends <= now)
         self.usable = and_(ACTIVE, or_(s.max_age.is_(None), self.age_ends > now))
@@ -94,6 +96,20 @@ class Rules:
         )
         self.live_turn = and_(OPEN_TURN, t.hard_until > now)
         self.why_over = case((self.too_old, "max_age"), else_="idle")
+
+    def kept(self) -> tuple[ColumnElement[datetime], ...]:
+        """Until when callers were promised to have it, whether it is idle or not; may be NULL."""
+        return self.extended_until, self.pinned_until
+
+    def _kept(
+        self,
+        until: ColumnElement[datetime],
+        promised_at: ColumnElement[datetime],
+        at: ColumnElement[datetime],
+    ) -> tuple[ColumnElement[datetime], ColumnElement[datetime]]:
+        stepped_back = promised_at > self.in_(self.policy.confirm_interval)
+        counted = later(until, Seconds(promised_at, self.now))
+        return case((stepped_back, counted), else_=until), case((stepped_back, self.now), else_=at)
 
     def in_(self, seconds: Any) -> ColumnElement[datetime]:
         """So many seconds from now."""

@@ -266,10 +266,9 @@ class Sweeps:
             .values(
                 due_at=rules.next_look,
                 last_activity_at=rules.active_at_most,
-                extended_until=rules.extended_until,
-                extended_at=rules.extended_at,
                 noticed_at=null(),
                 noticed_activity_at=null(),
+                **rules.promises,
             )
         )
         # Noticed under a shorter confirm interval, or held. No row that was looked at stays due, or

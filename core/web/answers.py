@@ -61,6 +61,9 @@ class SessionAnswer(Answer):
     last_activity_at: datetime = Field(examples=[MOMENT])
     due_at: datetime = Field(examples=[MOMENT])
     extended_until: datetime | None = Field(examples=[None])
+    pinned_until: datetime | None = Field(examples=[None])
+    pinned_by: str | None = Field(examples=[None])
+    pin_reason: str | None = Field(examples=[None])
     noticed_at: datetime | None = Field(examples=[None])
     ended_at: datetime | None = Field(examples=[None])
     end_reason: str | None = Field(examples=[None, *EndReason])
@@ -155,6 +158,79 @@ class EventAnswer(Answer):
     generation: int | None = Field(examples=[1])
     actor: str
     detail: Json
+
+
+class LimitAnswer(Answer):
+    """One limit. `layer` says who set it: `open`, `installation`; null where nobody recorded it."""
+
+    name: str = Field(examples=["idle_ttl"])
+    seconds: float | None = Field(examples=[1800.0])
+    layer: str | None = Field(examples=["installation"])
+    sentence: str = Field(examples=["idle_ttl is 30 min, set by the installation's default."])
+
+
+class ActivityAnswer(Answer):
+    """The last activity. `source` is null where it is not recorded, as of a heartbeat."""
+
+    at: datetime = Field(examples=[MOMENT])
+    source: str | None = Field(examples=["open"])
+    sentence: str = Field(
+        examples=["Its last activity was 2026-03-01 12:00:00 UTC (now): it was opened."]
+    )
+
+
+class HoldingAnswer(Answer):
+    """A turn that was not ended; `live` while it may go on."""
+
+    turn_id: str = Field(examples=[TURN])
+    holder: str = Field(examples=["api-7f/worker-3"])
+    started_at: datetime = Field(examples=[MOMENT])
+    hard_until: datetime = Field(examples=[MOMENT])
+    live: bool
+    sentence: str
+
+
+class PointAnswer(Answer):
+    """Something that keeps it, holds it up, or comes next: since or from `at`, until `until`."""
+
+    kind: str = Field(examples=["notice"])
+    at: datetime | None = Field(examples=[MOMENT])
+    until: datetime | None = Field(examples=[None])
+    values: Json = Field(examples=[{}])
+    sentence: str
+
+
+class ExplanationAnswer(Answer):
+    """Why a session is still there, or why it was taken. New kinds may be added."""
+
+    session_id: str = Field(examples=[SESSION])
+    tenant: str = Field(examples=["acme"])
+    generation: int = Field(examples=[1])
+    status: SessionStatus
+    sandbox: SandboxState
+    seen_at: datetime = Field(examples=[MOMENT])
+    state: str = Field(examples=["active"])
+    sentence: str = Field(
+        examples=["It is active: its idle TTL ends 2026-03-01 12:30:00 UTC (in 30 min)."]
+    )
+    limits: list[LimitAnswer]
+    activity: ActivityAnswer
+    turns: list[HoldingAnswer] = Field(examples=[[]])
+    kept: list[PointAnswer] = Field(
+        description="What keeps it although it is idle: an extension, a pin.", examples=[[]]
+    )
+    obstacles: list[PointAnswer] = Field(
+        description="What holds up ends and teardowns.", examples=[[]]
+    )
+    next: list[PointAnswer] = Field(description="What happens, in order, if nothing else does.")
+    not_reaped: str | None = Field(
+        description="Why the last sweep did not end it.", examples=["No sweep ever ran."]
+    )
+    taken: str | None = Field(description="Why it, or the one before, was ended.", examples=[None])
+    earlier: list[PointAnswer] = Field(
+        description="Sandboxes of earlier generations that are not gone.", examples=[[]]
+    )
+    history: list[EventAnswer] = Field(examples=[[]])
 
 
 class SessionPage(Answer):

@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx2
 
 from ..errors import InvalidArgument, SandkeeperError, StoreError, StoreUnavailable
-from .answers import OpenAnswer, SessionAnswer, TurnAnswer
+from .answers import ExplanationAnswer, OpenAnswer, SessionAnswer, TurnAnswer
 from .holding import OPEN_WITHIN, Holding, error_of, unreachable
 
 logger = logging.getLogger("sandkeeper")
@@ -49,6 +49,21 @@ class Client:
         """See Keeper.extend."""
         path = f"/v1/sessions/{session_id}/extend"
         return SessionAnswer.model_validate_json(self._call("POST", path, json=_json(by=by)))
+
+    def pin(self, session_id: str, for_: Seconds, *, reason: str) -> SessionAnswer:
+        """See Keeper.pin; its owner is the token."""
+        path, pin = f"/v1/sessions/{session_id}/pin", _json(**{"for": for_, "reason": reason})
+        return SessionAnswer.model_validate_json(self._call("POST", path, json=pin))
+
+    def unpin(self, session_id: str) -> SessionAnswer:
+        """See Keeper.unpin."""
+        path = f"/v1/sessions/{session_id}/pin"
+        return SessionAnswer.model_validate_json(self._call("DELETE", path))
+
+    def explain(self, session_id: str) -> ExplanationAnswer:
+        """See Keeper.explain."""
+        path = f"/v1/sessions/{session_id}/explain"
+        return ExplanationAnswer.model_validate_json(self._call("GET", path))
 
     def end(self, session_id: str, *, reason: str = "ended") -> SessionAnswer:
         """See Keeper.end."""
@@ -161,6 +176,21 @@ class AsyncClient:
         """See Client.extend."""
         found = await self._call("POST", f"/v1/sessions/{session_id}/extend", json=_json(by=by))
         return SessionAnswer.model_validate_json(found)
+
+    async def pin(self, session_id: str, for_: Seconds, *, reason: str) -> SessionAnswer:
+        """See Client.pin."""
+        path, pin = f"/v1/sessions/{session_id}/pin", _json(**{"for": for_, "reason": reason})
+        return SessionAnswer.model_validate_json(await self._call("POST", path, json=pin))
+
+    async def unpin(self, session_id: str) -> SessionAnswer:
+        """See Client.unpin."""
+        path = f"/v1/sessions/{session_id}/pin"
+        return SessionAnswer.model_validate_json(await self._call("DELETE", path))
+
+    async def explain(self, session_id: str) -> ExplanationAnswer:
+        """See Client.explain."""
+        path = f"/v1/sessions/{session_id}/explain"
+        return ExplanationAnswer.model_validate_json(await self._call("GET", path))
 
     async def end(self, session_id: str, *, reason: str = "ended") -> SessionAnswer:
         """See Client.end."""

@@ -31,7 +31,10 @@ RULES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/v1/sessions"): Rule(Scope.READ),
     ("GET", "/v1/sessions/{session_id}"): Rule(Scope.READ),
     ("GET", "/v1/sessions/{session_id}/events"): Rule(Scope.READ),
+    ("GET", "/v1/sessions/{session_id}/explain"): Rule(Scope.READ),
     ("POST", "/v1/sessions/{session_id}/extend"): Rule(Scope.OPERATE),
+    ("POST", "/v1/sessions/{session_id}/pin"): Rule(Scope.OPERATE),
+    ("DELETE", "/v1/sessions/{session_id}/pin"): Rule(Scope.OPERATE),
     ("DELETE", "/v1/sessions/{session_id}"): Rule(Scope.OPERATE),
     ("POST", "/v1/sessions/{session_id}/turns"): Rule(Scope.TURNS),
     ("PUT", "/v1/sessions/{session_id}/turns/{turn_id}"): Rule(Scope.TURNS),
@@ -67,6 +70,11 @@ class Caller:
     grant: Grant
     actor: str
     desk: Desk
+
+    @property
+    def owner(self) -> str:
+        """Whose a pin is: the same for all requests of one token."""
+        return "nobody" if self.grant is NOBODY else f"token {self.grant.id}"
 
     async def expect(self, session_id: str) -> None:
         """SessionNotFound for what is another tenant's: it must look as if it were not there."""

@@ -108,6 +108,13 @@ class ExtendRequest(Request):
     by: Seconds = Field(description="Seconds from now.", examples=[3600])
 
 
+class PinRequest(Request):
+    """How long to keep a session whether it is idle or not, and why: shown to everybody."""
+
+    for_: Seconds = Field(alias="for", description="Seconds from now.", examples=[86400])
+    reason: Reason = Field(examples=["debugging conv-42"])
+
+
 class NoQuery(Request):
     """A call that takes no parameters."""
 

@@ -1,4 +1,4 @@
-"""Sessions: open, list, look at, extend, end."""
+"""Sessions: open, list, look at, explain, extend, pin, end."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from ..explain import Explanation
 from ..lifecycle import DEFAULT_TENANT
 from ..model import Session
-from .answers import EventPage, OpenAnswer, SessionAnswer, SessionPage
+from .answers import EventPage, ExplanationAnswer, OpenAnswer, SessionAnswer, SessionPage
 from .gate import Admitted, Caller
 from .pages import page, place
 from .problems import ID_TAKEN, Problem
@@ -18,6 +19,7 @@ from .requests import (
     Nothing,
     OpenRequest,
     PageQuery,
+    PinRequest,
     SessionId,
     SessionQuery,
 )
@@ -86,6 +88,16 @@ async def list_events(caller: Admitted, session_id: SessionId, wanted: PageQuery
     return page(lines, wanted.limit, lambda line: (line.id,))
 
 
+@router.get("/{session_id}/explain", response_model=ExplanationAnswer)
+async def explain_session(caller: Admitted, session_id: SessionId, _: Nothing) -> Explanation:
+    """
+    Why it is still there, or why it was taken: raw values, and a sentence with each. It does not
+    count as activity.
+    """
+    await caller.expect(session_id)
+    return await caller.desk.quick(caller.desk.keeper.explain, session_id)
+
+
 @router.post("/{session_id}/extend", response_model=SessionAnswer)
 async def extend_session(
     caller: Admitted, session_id: SessionId, wanted: ExtendRequest, _: Nothing
@@ -97,6 +109,29 @@ async def extend_session(
     await caller.expect(session_id)
     keeper = caller.desk.keeper.acting_as(caller.actor)
     return await caller.desk.slow(keeper.extend, session_id, wanted.by)
+
+
+@router.post("/{session_id}/pin", response_model=SessionAnswer)
+async def pin_session(
+    caller: Admitted, session_id: SessionId, wanted: PinRequest, _: Nothing
+) -> Session:
+    """
+    Keep it from being ended by idleness for so long from now; everybody sees who did it and why.
+    Max age still holds, and so does an explicit end: `pinned_until` is what was granted.
+    """
+    await caller.expect(session_id)
+    keeper = caller.desk.keeper.acting_as(caller.actor)
+    why = wanted.reason
+    return await caller.desk.slow(
+        keeper.pin, session_id, wanted.for_, reason=why, owner=caller.owner
+    )
+
+
+@router.delete("/{session_id}/pin", response_model=SessionAnswer)
+async def unpin_session(caller: Admitted, session_id: SessionId, _: Nothing) -> Session:
+    """Lift a pin before its date. Where there is none nothing happens."""
+    await caller.expect(session_id)
+    return await caller.desk.quick(caller.desk.keeper.acting_as(caller.actor).unpin, session_id)
 
 
 @router.delete("/{session_id}", status_code=202, response_model=SessionAnswer)

@@ -61,6 +61,8 @@ OF_STORE = frozenset(
 # Methods of the store that write and are no action of the model, each with its reason.
 NOT_MODELLED = {
     "Endings.close": "half of each move that ends a session; the model's `closed` is the same",
+    "Pins.pin": "an extension that has an owner: to the model's one session the same as EXTEND",
+    "Pins.unpin": "the extension is over, as time makes it over in the model at any moment",
     "Tokens.create": "who may call the HTTP API; no session depends on it",
     "Tokens.revoke": "likewise",
     "Ledger.insert_with": "makes a statement, and runs none",

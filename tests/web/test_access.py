@@ -33,7 +33,12 @@ EXPECTED = {
     "GET /v1/sessions": Expected(Scope.READ, 200, 200),
     "GET /v1/sessions/{session_id}": Expected(Scope.READ, 200, 404),
     "GET /v1/sessions/{session_id}/events": Expected(Scope.READ, 200, 404),
+    "GET /v1/sessions/{session_id}/explain": Expected(Scope.READ, 200, 404),
     "POST /v1/sessions/{session_id}/extend": Expected(Scope.OPERATE, 200, 404, {"by": 60}),
+    "POST /v1/sessions/{session_id}/pin": Expected(
+        Scope.OPERATE, 200, 404, {"for": 60, "reason": "debugging"}
+    ),
+    "DELETE /v1/sessions/{session_id}/pin": Expected(Scope.OPERATE, 200, 404),
     "DELETE /v1/sessions/{session_id}": Expected(Scope.OPERATE, 202, 404),
     "POST /v1/sessions/{session_id}/turns": Expected(Scope.TURNS, 201, 404),
     "PUT /v1/sessions/{session_id}/turns/{turn_id}": Expected(Scope.TURNS, 200, 404),
@@ -156,9 +161,12 @@ def test_what_is_another_tenant_s_looks_as_if_it_were_not_there(keeper: Keeper, 
     for method, path, body in (
         ("GET", "/v1/sessions/{}", None),
         ("GET", "/v1/sessions/{}/events", None),
+        ("GET", "/v1/sessions/{}/explain", None),
         ("DELETE", "/v1/sessions/{}", None),
         ("POST", "/v1/sessions/{}/turns", None),
         ("POST", "/v1/sessions/{}/extend", {"by": 5}),
+        ("POST", "/v1/sessions/{}/pin", {"for": 5, "reason": "debugging"}),
+        ("DELETE", "/v1/sessions/{}/pin", None),
         ("PUT", "/v1/sessions/{}/turns/" + TURN, None),
         ("POST", "/v1/quarantine/{}/retry", None),
     ):

@@ -177,6 +177,26 @@ def test_asyncio_beats_as_well(start: Start, system: System) -> None:
     assert session.turn_count == 1
 
 
+def test_a_client_pins_and_is_explained(start: Start) -> None:
+    """From both clients, as the keeper says it."""
+    server = start()
+    with Client(server.url) as client:
+        client.open("conv")
+        pinned = client.pin("conv", 60, reason="debugging")
+        explained = client.explain("conv")
+
+    async def main() -> None:
+        async with AsyncClient(server.url) as client:
+            assert (await client.unpin("conv")).pinned_until is None
+            assert (await client.pin("conv", 5, reason="again")).pin_reason == "again"
+            assert (await client.explain("conv")).kept[0].values["reason"] == "again"
+
+    asyncio.run(main())
+
+    assert (pinned.pinned_by, pinned.pin_reason) == ("nobody", "debugging")
+    assert [point.kind for point in explained.kept] == ["pin"]
+
+
 def test_errors_of_a_client_are_those_of_a_lifecycle(start: Start) -> None:
     """By class, with their facts: one `except` for both."""
     server = start(SANDKEEPER_API_TOKENS=f"sk_ops_{SECRET}:operate sk_see_{SECRET}:read")

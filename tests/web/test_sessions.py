@@ -307,3 +307,37 @@ def test_an_address_that_is_none_is_a_problem_too(api: Api) -> None:
     assert (nowhere.status_code, wrong.status_code) == (404, 405)
     assert wrong.headers["Allow"] == "GET, POST"
     assert turn.headers["Allow"] == "DELETE, PUT"
+
+
+def test_a_session_is_explained(api: Api, keeper: Keeper, clock: FrozenClock) -> None:
+    """Raw values and sentences, as the keeper explains it; it does not count as activity."""
+    keeper.open("conv")
+    clock.advance(60)
+
+    answer = api.call("GET", f"{SESSIONS}/conv/explain")
+
+    found = answer.json()
+    assert answer.status_code == 200
+    assert (found["state"], found["sandbox"]) == ("active", "running")
+    assert found["sentence"] == keeper.explain("conv").sentence
+    assert [step["kind"] for step in found["next"]] == ["notice", "end"]
+    assert [line["kind"] for line in found["history"]] == ["session_opened", "sandbox_running"]
+    assert keeper.get("conv").last_activity_at < clock.now
+
+
+def test_a_session_is_pinned_and_unpinned(api: Api, keeper: Keeper, clock: FrozenClock) -> None:
+    """Its owner is who asked; without a reason or for too long there is none."""
+    keeper.open("conv")
+    path = f"{SESSIONS}/conv/pin"
+
+    pinned = api.call("POST", path, json={"for": 3600, "reason": "debugging"})
+    without = api.call("POST", path, json={"for": 3600})
+    too_long = api.call("POST", path, json={"for": 1e8, "reason": "debugging"})
+    lifted = api.call("DELETE", path)
+
+    assert pinned.json()["pinned_by"] == "nobody"
+    assert pinned.json()["pin_reason"] == "debugging"
+    assert keeper.store.history.of_session("conv")[-2].detail["owner"] == "nobody"
+    assert (without.status_code, without.json()["errors"][0]["field"]) == (422, "reason")
+    assert (too_long.status_code, problem(too_long)) == (422, "invalid-argument")
+    assert (lifted.status_code, lifted.json()["pinned_until"]) == (200, None)
