@@ -118,30 +118,41 @@ class Backstop:
         now = self._host.monotonic()
         with self._lock:
             watched, self._watched = self._watched, {}
+            doubted, self._doubted = self._doubted, {}
         try:
-            self._make_good()
+            self._make_good(doubted)
             ids = sorted(watched.keys() | set(self._in_turns()))
             for start in range(0, len(ids), BATCH):
                 for extension in self.store.backstops.claim(ids[start : start + BATCH]):
                     self._extend_or_tell(extension)
         except Exception as error:  # noqa: BLE001 - nobody is forgotten, and the looks go on
+            with self._lock:
+                self._doubted |= doubted
             self._tell(None, error)
             self._extend_blindly()
         else:
             self._answered_at = now
-            self._doubted = {}
-            self._may_land = {of: until for of, until in self._may_land.items() if until > now}
+            with self._lock:  # callers extend meanwhile
+                self._may_land = {of: until for of, until in self._may_land.items() if until > now}
             watched = {name: until for name, until in watched.items() if until > now}
         with self._lock:
             for name, until in watched.items():
                 self._watched[name] = max(until, self._watched.get(name, until))
         return self.policy.extend_interval
 
-    def _make_good(self) -> None:
-        """The row knows the longest of all promises: ask the provider for that."""
-        for session_id in sorted(self._doubted.keys() | self._may_land.keys()):
+    def _make_good(self, doubted: Mapping[str, float]) -> None:
+        """
+        The row knows the longest of all promises: ask the provider for that. Until it has done
+        it: no other look would see that it ends the sandbox sooner than the row says.
+        """
+        for session_id in sorted(doubted.keys() | self._may_land.keys()):
             for extension in self.store.backstops.claim([session_id], anyway=True):
-                self._extend_or_tell(extension)
+                if not self._extend_or_tell(extension):
+                    self._doubt(session_id)
+
+    def _doubt(self, session_id: str) -> None:
+        with self._lock:
+            self._doubted.setdefault(session_id, self._host.monotonic())
 
     def extend_now(self, session_id: str) -> None:
         """
@@ -155,11 +166,13 @@ class Backstop:
     def _is_needed(self) -> bool:
         return any(self.is_set(provider) for provider in self.providers.values())
 
-    def _extend_or_tell(self, extension: Extension) -> None:
+    def _extend_or_tell(self, extension: Extension) -> bool:
         try:
             self._extend(extension)
         except Exception as error:  # noqa: BLE001 - the next one is not to blame
             self._tell(extension, error)
+            return False
+        return True
 
     def _extend(self, extension: Extension, *, again: bool = True) -> None:
         provider = self.providers.get(extension.provider)
@@ -176,7 +189,8 @@ class Backstop:
             granted = provider.extend(extension.ref, ttl=extension.ttl, deadline=deadline)
             enough = self.store.backstops.granted(extension, granted)
         except (OutcomeUnknown, Unavailable):
-            self._may_land[extension.session_id] = deadline + self.policy.create_deadline
+            with self._lock:
+                self._may_land[extension.session_id] = deadline + self.policy.create_deadline
             raise
         finally:
             if not enough:  # its session may be idle from now on, and is kept all the same
@@ -189,7 +203,7 @@ class Backstop:
         Two asked at once. The longer of two promises must be what the provider heard last: by
         now the row knows both.
         """
-        self._doubted.setdefault(session_id, self._host.monotonic())  # or the next look does it
+        self._doubt(session_id)  # or the next look does it
         if again:
             for extension in self.store.backstops.claim([session_id], anyway=True):
                 self._extend(extension, again=False)

@@ -112,7 +112,7 @@ class Reaper:
         if work.due or clamped:
             report += self._sweep_sessions(watched, ending=ending)
         if ending and (work.creates or clamped):
-            report += self._expire_creates()
+            report += self._expire_creates(watched)
         if work.closing or report.ended or report.expired or clamped:
             report += SweepReport(published=self._ring_until_short())
         if work.failing or clamped:
@@ -137,30 +137,48 @@ class Reaper:
                     self.policy.batch, watched, ending=ending
                 )
             except RowLocked:
-                return total + self._one_by_one(watched, ending=ending)
+                return total + self._sweep_one_by_one(watched, ending=ending)
             except (StoreUnavailable, SchemaOutdated):
                 raise
             except StoreError:
-                return total + self._one_by_one(watched, ending=ending)
+                return total + self._sweep_one_by_one(watched, ending=ending)
             total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
             if looked < self.policy.batch:
                 return total
 
-    def _expire_creates(self) -> SweepReport:
+    def _sweep_one_by_one(self, watched: Watched, *, ending: bool) -> SweepReport:
+        def sweep_one(session_id: str) -> SweepReport:
+            _, rearmed, noticed, ended = self.store.sweeps.sessions(
+                1, watched, only=session_id, ending=ending
+            )
+            return SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
+
+        return self._one_by_one(self.store.sweeps.due_sessions(self.policy.batch), sweep_one)
+
+    def _expire_creates(self, watched: Watched) -> SweepReport:
+        expire = self.store.sweeps.expired_creates
+
+        def expire_one(session_id: str) -> SweepReport:
+            return SweepReport(expired=expire(1, watched, only=session_id))
+
         try:
-            return SweepReport(expired=self._until_short(self.store.sweeps.expired_creates))
+            return SweepReport(expired=self._until_short(lambda limit: expire(limit, watched)))
         except RowLocked:  # the next sweep tries again; what is left of this one goes on
             return SweepReport(poisoned=1)
+        except (StoreUnavailable, SchemaOutdated):
+            raise
+        except StoreError:
+            due = self.store.sweeps.due_creates(self.policy.batch)
+            return self._one_by_one(due, expire_one)
 
-    def _one_by_one(self, watched: Watched, *, ending: bool) -> SweepReport:
+    def _one_by_one(
+        self, session_ids: Sequence[str], step: Callable[[str], SweepReport]
+    ) -> SweepReport:
         """Some row makes its batch fail: move the others without it, and show it."""
         total = SweepReport()
-        for session_id in self.store.sweeps.due_sessions(self.policy.batch):
+        for session_id in session_ids:
             try:
-                _, rearmed, noticed, ended = self.store.sweeps.sessions(
-                    1, watched, only=session_id, ending=ending
-                )
-                total += SweepReport(rearmed=rearmed, noticed=noticed, ended=ended)
+                total += step(session_id)
             except RowLocked:  # it stays due; whoever holds it will let go
                 total += SweepReport(poisoned=1)
             except (StoreUnavailable, SchemaOutdated):

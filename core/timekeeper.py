@@ -15,8 +15,11 @@ class Watched:
     """
     What one sweep believes of the database's clock. A notice from before `since` proves nothing:
     the clock jumped ahead after it, and no time has passed in which a heartbeat could have come.
+    What comes due after it `began` is the next sweep's: however long this one takes, it takes no
+    row twice, and none that its breaker did not count.
     """
 
+    began: datetime
     since: datetime
     latest: Callable[[], datetime]
     """
@@ -26,7 +29,8 @@ class Watched:
     """
 
 
-UNWATCHED = Watched(since=EVER, latest=lambda: datetime(9999, 1, 1, tzinfo=UTC))
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+UNWATCHED = Watched(began=NEVER, since=EVER, latest=lambda: NEVER)
 
 
 class Timekeeper:
@@ -53,7 +57,7 @@ class Timekeeper:
             # A clock that went back behind a jump never reaches a date before it: from now on.
             since = now if now > self._latest(at, self._monotonic() - then) else min(since, now)
         self._known = now, before, since
-        return Watched(since=since, latest=self._while_it_goes_on(now, before))
+        return Watched(began=now, since=since, latest=self._while_it_goes_on(now, before))
 
     def _while_it_goes_on(self, at: datetime, then: float) -> Callable[[], datetime]:
         last = then

@@ -135,9 +135,15 @@ class Turn:
             raise
         self._process = os.getpid()
         self._ceiling = asked + (self._begun.hard_until - self._begun.started_at).total_seconds()
-        self._beater.add(self)
-        self._tell_begun(self._begun.session)
-        self.check()  # the provider may have taken long, or this process was stopped meanwhile
+        try:
+            self._beater.add(self)
+            self._tell_begun(self._begun.session)
+            self.check()  # the provider may have taken long, or this process was stopped meanwhile
+        except BaseException:
+            # Nobody leaves a block that was never entered: after an interrupt our own heartbeats
+            # would keep a turn alive that nobody holds.
+            self._beater.remove(self)
+            raise
         return self
 
     def end(self, outcome: TurnOutcome = TurnOutcome.COMPLETED) -> None:

@@ -21,6 +21,7 @@ from core.errors import (
     AuthFailed,
     OutcomeUnknown,
     ProviderError,
+    RateLimited,
     SessionEnded,
     StoreUnavailable,
     Unavailable,
@@ -861,6 +862,64 @@ def test_an_outage_of_the_database_takes_back_no_promise(
     assert provider.count("extend") == 2
     assert left(provider, world) >= WEEK
     turn.end()
+
+
+def test_a_promise_that_an_outage_took_back_is_made_good_however_often_it_fails(
+    *,
+    store: Store,
+    provider: FakeCloud,
+    world: FrozenClock,
+    later: Pass,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    S1: one process promised a week. Another, which did not know, extended for less while the
+    database was away; the row still says a week, and the first try to put it right is refused.
+    """
+    here, elsewhere = (Process(store, provider, world) for _ in range(2))
+    here.keeper.open("conv")
+    here.keeper.turn("conv").begin()
+    promised = elsewhere.keeper.extend("conv", WEEK).extended_until
+    later(TTL / 8 + 60)
+
+    def refuse(*_: object) -> None:
+        raise StoreUnavailable("no database")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.backstops, "claim", refuse)
+        here.look()
+    taken_back = left(provider, world)
+    provider.fail("extend", RateLimited("429"), times=2)
+    for _ in range(3):
+        later(LIMITS.extend_interval)
+        here.look()
+
+    expires_at = box(provider).expires_at
+    assert taken_back < WEEK
+    assert promised is not None
+    assert expires_at is not None
+    assert expires_at >= promised
+
+
+def test_a_doubt_that_comes_up_during_a_look_is_for_the_next(
+    *, store: Store, provider: FakeCloud, world: FrozenClock, later: Pass
+) -> None:
+    """S1: two callers extend one session, and nobody knows whom the provider heard last."""
+    process = Process(store, provider, world)
+    process.keeper.open("conv")
+    process.keeper.open("other")
+    process.look()
+    later(QUARTER + 1)
+    process.keeper.touch("other")
+    backstop = process.keeper._backstop
+    provider.before("extend", lambda: backstop._ask_again("conv", again=False))
+
+    process.look()
+    before = provider.count("extend", process.keeper.get("conv").sandbox.name)
+    process.look()
+
+    assert before == 0
+    assert provider.count("extend", process.keeper.get("conv").sandbox.name) == 1
 
 
 def test_a_sandbox_of_another_provider_is_extended_there_or_not_at_all(

@@ -27,6 +27,7 @@ from core.reaper import Reaper, SweepReport, TeardownOutcome
 from core.reconcile import Reconciler
 from core.schema import events, holds, installation, orphans, sessions
 from core.store import Store
+from core.store.database import Database
 from core.store.guard import Decision, HoldReason
 from core.store.inventory import Running
 from core.store.orphans import Orphan
@@ -170,6 +171,67 @@ def test_a_mass_that_was_noticed_over_some_time_is_one_mass(
     report = reaper.sweep()
 
     assert report.ended == 0
+    assert reasons(store) == [HoldReason.MASS_END]
+
+
+def slow_batches(reaper: Reaper, clock: FrozenClock, seconds: float) -> list[float]:
+    """Each batch of this reaper takes so long. Gives when each began, as far as they have."""
+    batch, began = reaper.store.sweeps.sessions, list[float]()
+
+    def slow(*arguments: Any, **options: Any) -> tuple[int, int, int, int]:
+        began.append(clock.monotonic())
+        assert len(began) < 200, "the sweep goes round in circles"
+        clock.advance(seconds)
+        return batch(*arguments, **options)
+
+    reaper.store.sweeps.sessions = slow  # type: ignore[method-assign]
+    return began
+
+
+def test_a_sweep_that_takes_longer_than_the_confirmation_ends_nobody_unasked(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock, store: Store
+) -> None:
+    """S5: those that it noticed first are due before it is done, and no breaker counted them."""
+    for number in range(10):
+        keeper.open(f"idle-{number}")
+    clock.advance(IDLE_TTL)
+    slow_batches(reaper, clock, CONFIRM / 5)
+
+    first = reaper.sweep()
+    clock.advance(CONFIRM)
+    second = reaper.sweep()
+
+    assert (first.noticed, first.ended, second.ended) == (10, 0, 0)
+    assert reasons(store) == [HoldReason.MASS_END]
+
+
+def test_a_sweep_under_a_hold_comes_to_its_end(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock
+) -> None:
+    """L1, H2: those that have to wait are due again before it is done; none is looked at twice."""
+    mass(keeper, reaper, clock, 10)
+    began = slow_batches(reaper, clock, CONFIRM / 5)
+
+    reaper.sweep()
+
+    assert len(began) == 6  # five batches of two, and one that found none
+    assert reaper.store.history.swept_at() == clock.now
+
+
+def test_creates_that_expire_while_a_sweep_goes_on_are_the_next_ones(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock, store: Store, provider: FakeCloud
+) -> None:
+    """S5: the breaker counted one of them; the others would go without a question."""
+    half_open(keeper, provider, "first")
+    clock.advance(CONFIRM)
+    for number in range(4):
+        half_open(keeper, provider, f"half-{number}")
+    clock.advance(LIMITS.create_deadline - CONFIRM)
+    slow_batches(reaper, clock, CONFIRM)
+
+    swept = [reaper.sweep().expired for _ in range(2)]
+
+    assert swept == [1, 0]
     assert reasons(store) == [HoldReason.MASS_END]
 
 
@@ -973,3 +1035,32 @@ def test_the_same_answer_again_shortens_nothing(store: Store, clock: FrozenClock
     assert store.guard.decision(HoldReason.MASS_ORPHANS) is Decision.DENIED
     store.guard.approve(HoldReason.MASS_ORPHANS, HOUR, actor="another")
     assert store.guard.decision(HoldReason.MASS_ORPHANS) is Decision.APPROVED
+
+
+@pytest.mark.parametrize("reason", [HoldReason.DATABASE, HoldReason.REWOUND])
+def test_an_answer_is_not_held_again_by_a_sweep_that_looked_before_it(
+    reason: HoldReason, engine: Engine, clock: FrozenClock, store: Store, heard: list[Event]
+) -> None:
+    """The operator's word stands: the sweep's doubt is from before it."""
+    with engine.begin() as connection:
+        other = {"identity": "another"} if reason is HoldReason.DATABASE else {"epoch": 0}
+        connection.execute(update(installation).values(**other))
+    store.guard.witness.remember(100)
+    store.guard.check(actor="sweep")
+    assert reasons(store) == [reason]
+    operator = Store(engine, policy=LIMITS, clock=clock, witness=store.guard.witness)
+    answered: list[HoldReason] = []
+
+    def answered_first() -> Any:
+        if not answered:
+            answered.append(reason)
+            operator.guard.approve(reason, HOUR, actor="op")
+        return Database.move(store.database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.database, "move", answered_first)
+        store.guard.check(actor="sweep")
+
+    assert answered
+    assert reasons(store) == []
+    assert count(heard, EventKind.DESTRUCTION_HELD) == 1

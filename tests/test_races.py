@@ -28,7 +28,7 @@ from core.engines import make_engine
 from core.errors import AuthFailed, SandkeeperError, SessionEnded, SessionNotReady, Unavailable
 from core.host import Host
 from core.lifecycle import Keeper
-from core.model import SandboxState, SessionStatus, TurnOutcome
+from core.model import SandboxState, Session, SessionStatus, TurnOutcome
 from core.policy import Policy
 from core.providers.base import SandboxRef
 from core.reaper import Reaper
@@ -395,6 +395,24 @@ def test_an_open_that_waits_for_a_purge_makes_a_new_session(
     assert opening.result(LIMIT).generation == 1
 
 
+def test_a_refusal_says_why_although_the_session_was_reopened_since(
+    keeper: Keeper, store: Store
+) -> None:
+    """The touch came too late, and the look for the reason too: it is no max age."""
+    keeper.open("conv", max_age=3600)
+    keeper.end("conv", reason="user left")
+    get = store.sessions.get
+
+    def reopened_first(session_id: str) -> Session:
+        keeper.open(session_id, max_age=3600)
+        return get(session_id)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.sessions, "get", reopened_first)
+        with pytest.raises(SessionEnded, match="user left"):
+            keeper.touch("conv")
+
+
 def test_an_extension_that_was_acknowledged_survives_the_notice_before_it(
     keeper: Keeper, reaper: Reaper, clock: FrozenClock
 ) -> None:
@@ -452,7 +470,7 @@ def test_openers_with_engines_of_their_own_make_one_sandbox(
 def test_sweeps_at_the_same_time_move_every_row_once(database_url: str) -> None:
     """Two beats, a queue that doubled its messages: each session is noticed and ended once."""
     cloud, rung = FakeCloud(), queue.SimpleQueue[tuple[str, int]]()
-    tight = policy(idle_ttl=0.001, confirm_interval=0.001, batch=7)
+    tight = policy(idle_ttl=0.001, confirm_interval=0.001, batch=7, breaker_min=1000)
     engines = [make_engine(database_url) for _ in range(4)]
     stores = [Store(engine, policy=tight) for engine in engines]
 
@@ -553,7 +571,7 @@ class Caller:
                 if name is None:
                     continue
                 self.names[session_id] = name
-            edge = self.dice.uniform(0.9, 1.4) * self.idle_ttl
+            edge = self.dice.uniform(0.9, 1.7) * self.idle_ttl
             heapq.heappush(self.agenda, (time.time() + edge, session_id))
         return self.record
 

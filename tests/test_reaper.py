@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, Row, create_engine, select
 
 from core.engines import prepare
-from core.errors import QuotaExceeded, StoreUnavailable
+from core.errors import QuotaExceeded, StoreError, StoreUnavailable
 from core.events import Event, EventKind
 from core.host import Host
 from core.lifecycle import Keeper
@@ -492,6 +492,7 @@ def test_a_clock_that_jumps_ahead_in_a_sweep_ends_nobody_in_it(
     keeper.open("conv")
     pass_by(IDLE_TTL, clock, world)
     watchful.sweep()
+    pass_by(CONFIRM, clock, world)  # its time has come
     work = watchful.store.outlook.work
 
     def jumps() -> Work:
@@ -564,6 +565,7 @@ def test_a_sweep_that_was_held_up_ends_nobody(
         keeper.open(name)
     pass_by(IDLE_TTL, clock, world)
     watchful.sweep()
+    pass_by(CONFIRM, clock, world)  # their time has come
     where = getattr(watchful.store, part)
     awaited = getattr(where, call)
 
@@ -893,6 +895,59 @@ def test_a_row_that_refuses_every_update_stops_no_other(
     assert [keeper.get(name).end_reason for name in "abc"] == ["idle", None, "idle"]
     assert sorted(rung) == [("a", 1), ("c", 1)]
     assert {e.session_id for e in heard if e.kind is EventKind.ROW_POISONED} == {"b"}
+
+
+def test_a_create_that_refuses_every_update_stops_no_other(
+    *,
+    keeper: Keeper,
+    reaper: Reaper,
+    clock: FrozenClock,
+    heard: list[Event],
+    engine: Engine,
+    provider: FakeCloud,
+    rung: list[tuple[str, int]],
+) -> None:
+    """F13, L1: the others expire, and what is closing is published, sweep after sweep."""
+    for name in "abc":
+        provider.fail("create", QuotaExceeded())
+        with pytest.raises(QuotaExceeded):
+            keeper.open(name)
+    keeper.open("closing")
+    keeper.end("closing")
+    rung.clear()
+    refuse_updates(engine, "b", "corrupt")
+
+    clock.advance(keeper.policy.create_deadline)
+    report = reaper.sweep()
+
+    assert (report.expired, report.poisoned) == (2, 2)  # its session was due as well
+    assert sorted(rung) == [("a", 1), ("c", 1), ("closing", 1)]
+    assert {e.session_id for e in heard if e.kind is EventKind.ROW_POISONED} == {"b"}
+    assert reaper.store.history.swept_at() == clock.now
+
+
+def test_a_create_that_cannot_be_ended_is_put_off(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock, provider: FakeCloud
+) -> None:
+    """F13: it makes one batch fail, and not the batch of every sweep from then on."""
+    provider.fail("create", QuotaExceeded())
+    with pytest.raises(QuotaExceeded):
+        keeper.open("conv")
+    clock.advance(keeper.policy.create_deadline)
+
+    def refuse(_move: object, ended: Sequence[object], _actor: str) -> None:
+        if ended:
+            raise StoreError("corrupt")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reaper.store.sweeps._endings, "close", refuse)
+        first = reaper.sweep()
+        second = reaper.sweep()
+    clock.advance(keeper.policy.longest_look)
+    last = reaper.sweep()
+
+    assert [report.poisoned for report in (first, second)] == [1, 0]
+    assert last.expired == 1
 
 
 def test_an_outage_ends_the_sweep_and_concludes_nothing(

@@ -952,6 +952,70 @@ def test_a_kill_is_in_the_ledger_also_when_another_pass_misses_the_sandbox_first
     assert in_ledger(engine, EventKind.ORPHAN_GONE) == 1
 
 
+def test_a_kill_that_took_its_time_is_in_the_ledger(
+    reconciler: Reconciler, provider: FakeCloud, store: Store, clock: FrozenClock, engine: Engine
+) -> None:
+    """H1: accepted, still there, and gone when the next pass lists: that was us."""
+    plant(provider, store)
+    passes(reconciler, clock, 2)
+    provider.delay("destroy", accepted=True)
+    first = compare(reconciler)
+    provider.land()
+    clock.advance(EVERY)
+
+    second = compare(reconciler)
+
+    assert [(r.killed, r.failed) for r in (first, second)] == [(0, 1), (1, 0)]
+    assert in_ledger(engine, EventKind.ORPHAN_GONE) == 1
+    assert store.orphans.all() == []
+
+
+def test_a_kill_whose_worker_died_before_the_word_is_in_the_ledger(
+    reconciler: Reconciler, provider: FakeCloud, store: Store, clock: FrozenClock, engine: Engine
+) -> None:
+    """H1: the sandbox is gone, and the claim runs out."""
+    box = plant(provider, store)
+    passes(reconciler, clock, 2)
+    (orphan,) = store.orphans.all()
+    assert store.orphans.claim(orphan)
+    provider.vanish(box.name)
+    during = compare(reconciler)
+    clock.advance(LIMITS.claim_ttl)
+
+    after = compare(reconciler)
+
+    assert (during.killed, after.killed) == (0, 1)
+    assert in_ledger(engine, EventKind.ORPHAN_GONE) == 1
+    assert store.orphans.all() == []
+
+
+def test_what_was_tried_and_is_no_orphan_by_now_is_forgotten(
+    *,
+    reconciler: Reconciler,
+    reaper: Reaper,
+    keeper: Keeper,
+    provider: FakeCloud,
+    store: Store,
+    clock: FrozenClock,
+    engine: Engine,
+) -> None:
+    """What is not there, and is no orphan by its row, is not kept for ever."""
+    name = keeper.open("conv").sandbox.name
+    keeper.end("conv")
+    reaper.teardown("conv", 1, worker="w")
+    (box,) = [box for box in provider.boxes.values() if box.name == name]
+    box.state = ProviderState.RUNNING
+    provider.fail("destroy", Unavailable("503"))
+    compare(reconciler)
+    take_out(engine, "conv")  # as purge does
+    provider.vanish(name)
+    clock.advance(EVERY)
+
+    compare(reconciler)
+
+    assert store.orphans.all() == []
+
+
 # Bounded work
 
 
@@ -1007,6 +1071,30 @@ def test_more_orphans_than_a_batch_take_more_passes(
     passes(reconciler, clock, 2)
 
     assert [compare(reconciler).killed for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_batch_that_is_spared_hides_nothing_that_may_go(
+    engine: Engine, provider: FakeCloud, clock: FrozenClock, keeper: Keeper, reaper: Reaper
+) -> None:
+    """L4: after a restore rowless ones are kept for good, and stay the longest known."""
+    limits = policy(batch=3, breaker_min=1, breaker_ratio=0.5)
+    store = Store(engine, policy=limits, clock=clock)
+    reconciler = reconciler_of(store, provider)
+    late_name = keeper.open("conv").sandbox.name
+    keeper.end("conv")
+    reaper.teardown("conv", 1, worker="w")
+    for _ in range(3):
+        plant(provider, store)
+    passes(reconciler, clock)
+    store.guard.deny(HoldReason.MASS_ORPHANS, 100 * HOUR, actor="op")
+    (late,) = [box for box in provider.boxes.values() if box.name == late_name]
+    late.state = ProviderState.RUNNING
+
+    report = compare(reconciler)
+
+    assert (report.killed, report.kept) == (1, 3)
+    assert late.state is ProviderState.GONE
+    assert len(provider.alive()) == 3
 
 
 # Looking only

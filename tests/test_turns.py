@@ -461,6 +461,25 @@ def test_a_turn_that_is_over_before_it_is_handed_out_is_refused(store: Store) ->
     keeper.close()
 
 
+def test_an_interrupt_on_the_way_into_the_block_leaves_no_turn_that_beats(
+    keeper: Keeper, provider: FakeCloud, clock: FrozenClock
+) -> None:
+    """L1: nobody holds it, and nobody will leave the block; its session goes idle."""
+    keeper.open("conv")
+    ttl = keeper.policy.backstop_ttl(keeper.policy.idle_ttl)
+    assert ttl is not None
+    clock.advance(ttl + keeper.policy.create_deadline - 1)  # the provider is asked for more first
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    provider._plan("extend", interrupt)
+    with pytest.raises(KeyboardInterrupt), keeper.turn("conv"):
+        pytest.fail("it was never entered")
+
+    assert keeper._beater.sessions() == {}
+
+
 def test_a_clock_that_steps_back_gives_no_turn_more_time(
     store: Store, clock: FrozenClock, world: FrozenClock
 ) -> None:

@@ -47,16 +47,14 @@ def sight(visit: Visit, listing: Listing) -> None:
 
 def kill(visit: Visit, listing: Listing) -> None:
     """Tear down those whose time has come, as far as the breaker and this pass's time allow."""
-    ready = visit.orphans.ready(visit.name, visit.scope, visit.policy.batch)
-    rowless = sum(orphan.kind is OrphanKind.ROWLESS for orphan in ready)
+    rowless = visit.orphans.ready_rowless(visit.name, visit.scope)
     visit.count(watched=max(0, visit.report.rowless - rowless))
-    if len(ready) == visit.policy.batch:  # one batch of how many?
-        rowless = visit.orphans.ready_rowless(visit.name, visit.scope)
     spared = not _may_kill(visit, rowless, listing.owned)
-    for orphan in ready:
-        if spared and orphan.kind is OrphanKind.ROWLESS:
-            visit.count(kept=1)
-        elif visit.is_over() or not _kill_one(visit, orphan):
+    visit.count(kept=rowless if spared else 0)
+    of = (visit.name, visit.scope, visit.policy.batch)
+    # Without those that are spared: a batch of them would hide the others for as long.
+    for orphan in visit.orphans.ready(*of, rowless=not spared):
+        if visit.is_over() or not _kill_one(visit, orphan):
             break
 
 
@@ -128,8 +126,10 @@ def _kill_one(visit: Visit, orphan: Orphan) -> bool:
     except Exception as error:  # noqa: BLE001 - the next orphan is not to blame
         _failed(visit, orphan, words(error))
     else:
-        visit.orphans.gone(orphan, found=found)
-        visit.count(killed=int(found))
+        # Tried before: it took its time to go, or whoever tried it died before the word.
+        went = found or orphan.attempts > 0
+        visit.orphans.gone(orphan, went=went)
+        visit.count(killed=int(went))
     return True
 
 

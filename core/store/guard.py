@@ -95,30 +95,27 @@ class Guard:
         """The interlock: hold everything when this is another database, or an older state of it."""
         seen = self.witness.recall()  # before the look: what it remembers was committed before
         with self.database.look() as look:
-            row = look.one(self._live)
-        if row is None:
+            doubt = _doubt(look.one(self._live), seen)
+        if doubt is None:
             return
-        if row.identity != row.live:
-            detail = {"was": row.identity, "is": row.live}
-            self.hold(HoldReason.DATABASE, detail, actor=actor)
-        elif row.epoch < seen - SLACK:
-            detail = {"sweeps": row.epoch, "seen": seen}
-            self.hold(HoldReason.REWOUND, detail, actor=actor)
+        reason, detail = doubt
+        with self.database.move() as move:
+            if not self._ask_in(move, reason, detail):
+                return
+            # Looked at again behind the question: an operator may have answered since our look,
+            # and what he has just decided must not be held again.
+            if _doubt(move.one(self._live), seen) is None:
+                move.run(self._close, {"of_reason": reason})
+            else:
+                move.record(_held(reason, detail, actor))
 
     def hold(self, reason: HoldReason, detail: Mapping[str, object], *, actor: str) -> bool:
         """Ask, unless it was asked already, or answered and the answer has not expired."""
         with self.database.move() as move:
-            asked = move.one(self._ask, {"of_reason": reason, "new_detail": dict(detail)})
-            if asked is None:
-                return False
-            move.record(
-                Event(
-                    kind=EventKind.DESTRUCTION_HELD,
-                    actor=actor,
-                    detail={"reason": reason.value, **detail},
-                )
-            )
-        return True
+            asked = self._ask_in(move, reason, detail)
+            if asked:
+                move.record(_held(reason, detail, actor))
+        return asked
 
     def is_held(self) -> bool:
         """Whether everything destructive waits for an operator."""
@@ -184,7 +181,7 @@ class Guard:
 
     def deny_in(self, move: Move, reason: HoldReason, seconds: float, actor: str) -> None:
         """The same whether or not anybody asked, inside somebody's transaction."""
-        move.one(self._ask, {"of_reason": reason, "new_detail": {}})
+        self._ask_in(move, reason, {})
         self._decide_in(move, reason, Decision.DENIED, seconds, actor)
 
     def trust_in(self, move: Move) -> None:
@@ -201,6 +198,10 @@ class Guard:
     def _remembered(self, move: Move) -> int:
         rows = move.all(select(h.detail).where(h.reason == HoldReason.REWOUND))
         return max((int(row.detail.get("seen", 0)) for row in rows), default=0)
+
+    def _ask_in(self, move: Move, reason: HoldReason, detail: Mapping[str, object]) -> bool:
+        question = {"of_reason": reason, "new_detail": dict(detail)}
+        return move.one(self._ask, question) is not None
 
     def _decide_in(
         self, move: Move, reason: HoldReason, decision: Decision, seconds: float, actor: str
@@ -263,6 +264,22 @@ class Guard:
 def _is_new(row: Row[Any] | None) -> bool:
     """Whether nobody has said yet which database this is."""
     return row is not None and row.identity is None and not (row.live is None and row.epoch)
+
+
+def _doubt(row: Row[Any] | None, seen: int) -> tuple[HoldReason, dict[str, object]] | None:
+    """Why this may be another database, or an older state of it, when it may."""
+    if row is None:
+        return None
+    if row.identity != row.live:
+        return HoldReason.DATABASE, {"was": row.identity, "is": row.live}
+    if row.epoch < seen - SLACK:
+        return HoldReason.REWOUND, {"sweeps": row.epoch, "seen": seen}
+    return None
+
+
+def _held(reason: HoldReason, detail: Mapping[str, object], actor: str) -> Event:
+    asked = {"reason": reason.value, **detail}
+    return Event(kind=EventKind.DESTRUCTION_HELD, actor=actor, detail=asked)
 
 
 def _not_asked(reason: HoldReason) -> InvalidArgument:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    true,
     update,
 )
 
@@ -68,19 +69,19 @@ class Orphans:
 
     def forget_unseen(self, provider: str, scope: str, began_at: datetime) -> int:
         """
-        Forget what a complete listing that began then did not have any more. Not what somebody is
-        tearing down: that is forgotten by who records it.
+        Forget what a complete listing that began then did not have any more. Not what somebody
+        tears down, or tried to: that is forgotten by who records that it went.
         """
         of = {"of_provider": provider, "of_scope": scope, "began_at": began_at}
         with self.database.move() as move:
             return move.run(self._forget, of)
 
-    def ready(self, provider: str, scope: str, limit: int) -> list[Orphan]:
+    def ready(self, provider: str, scope: str, limit: int, *, rowless: bool = True) -> list[Orphan]:
         """
         Orphans whose time has come, the longest waiting first. A rowless one was seen in two
         passes, and for the whole grace; of the others the row itself is the proof.
         """
-        of = {"of_provider": provider, "of_scope": scope, "limit": limit}
+        of = {"of_provider": provider, "of_scope": scope, "limit": limit, "rowless": rowless}
         with self.database.look() as look:
             return [self._orphan(row) for row in look.all(self._ready, of)]
 
@@ -105,11 +106,11 @@ class Orphans:
         with self.database.move() as move:
             return move.one(self._claim, of) is not None
 
-    def gone(self, orphan: Orphan, *, found: bool) -> None:
-        """The provider confirmed absence; `found` when it was there before we came."""
+    def gone(self, orphan: Orphan, *, went: bool) -> None:
+        """The provider confirmed absence; `went` when it was there until one of us came."""
         of = {"of_provider": orphan.provider, "of_external_id": orphan.external_id}
         with self.database.move() as move:
-            if move.run(self._delete, of) and found:
+            if move.run(self._delete, of) and went:
                 move.record(
                     Event(
                         kind=EventKind.ORPHAN_GONE,
@@ -168,14 +169,18 @@ class Orphans:
         of = and_(o.provider == bindparam("of_provider"), o.scope == bindparam("of_scope"))
         limit = bindparam("limit", type_=o.attempts.type)
         self._forget = delete(orphans).where(
-            of, o.last_seen_at < bindparam("began_at"), o.not_before <= rules.now
+            of,
+            o.last_seen_at < bindparam("began_at"),
+            o.not_before <= rules.now,
+            or_(o.attempts == 0, ~_is_orphan(rules)),
         )
         self._all = select(orphans).order_by(o.first_seen_at).limit(limit)
-        self._ready = (
-            select(orphans).where(of, _is_orphan(rules)).order_by(o.not_before).limit(limit)
-        )
+        is_rowless = o.kind == OrphanKind.ROWLESS.value
+        wanted = or_(bindparam("rowless", type_=true().type), ~is_rowless)
+        ready = select(orphans).where(of, _is_orphan(rules), wanted)
+        self._ready = ready.order_by(o.not_before).limit(limit)
         self._ready_rowless = select(func.count().label("rowless")).where(
-            of, _is_orphan(rules), o.kind == OrphanKind.ROWLESS.value
+            of, _is_orphan(rules), is_rowless
         )
 
     def _prepare_kills(self, rules: Rules) -> None:

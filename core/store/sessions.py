@@ -119,7 +119,10 @@ class Sessions:
 
     def refusal(self, session: Session) -> SessionEnded:
         """Why a change of this session was refused."""
-        reason = session.end_reason or EndReason.MAX_AGE.value
+        old = session.max_age is not None and _age(session) >= session.max_age
+        # Neither ended nor too old: it was reopened since it refused, and has a new generation.
+        since = EndReason.MAX_AGE.value if old else session.reset_reason
+        reason = session.end_reason or since or "ended"
         return SessionEnded(session.id, reason=reason)
 
     # Statements, built once
@@ -186,6 +189,10 @@ def session_event(
     return Event(
         kind=kind, actor=actor, session_id=session_id, generation=generation, detail=detail
     )
+
+
+def _age(session: Session) -> float:
+    return (session.seen_at - session.opened_at).total_seconds()
 
 
 _SESSION_FIELDS = tuple(

@@ -45,6 +45,10 @@ from .rules import (
 from .sql import Latest, any_of, later
 
 ACTOR = "sweep"
+LIMIT = bindparam("limit", type_=s.generation.type)
+BEGAN = bindparam("began", type_=s.due_at.type)
+ONLY = bindparam("only", type_=s.id.type)
+WANTED = or_(ONLY.is_(None), s.id == ONLY)
 
 
 class Sweeps:
@@ -115,7 +119,7 @@ class Sweeps:
         find the row that makes a batch fail. Without `ending` those that would end wait.
         """
         with self.database.move() as move:
-            rows = move.all(self._lock_due, {"limit": limit, "only": only})
+            rows = move.all(self._lock_due, _some(limit, watched, only))
             if not rows:
                 return 0, 0, 0, 0
             ids: dict[str, Any] = {"ids": [row.id for row in rows]}
@@ -139,6 +143,7 @@ class Sweeps:
         """Put a row that cannot be moved out of the way of the others, and say so."""
         with self.database.move() as move:
             move.run(self._postpone, {"session_id": session_id})
+            move.run(self._postpone_create, {"of_session": session_id})
             move.record(
                 Event(
                     kind=EventKind.ROW_POISONED,
@@ -148,10 +153,17 @@ class Sweeps:
                 )
             )
 
-    def expired_creates(self, limit: int) -> int:
+    def due_creates(self, limit: int) -> list[str]:
+        """Ids of sessions whose sandbox nobody finished creating, without locking them."""
+        with self.database.look() as look:
+            return [row.id for row in look.all(self._due_creates, {"limit": limit})]
+
+    def expired_creates(
+        self, limit: int, watched: Watched = UNWATCHED, *, only: str | None = None
+    ) -> int:
         """End sessions whose sandbox nobody finished creating in time; returns how many."""
         with self.database.move() as move:
-            rows = move.all(self._lock_expired, {"limit": limit})
+            rows = move.all(self._lock_expired, _some(limit, watched, only))
             if not rows:
                 return 0
             ended = move.all(self._expire, {"ids": [row.id for row in rows]})
@@ -195,12 +207,9 @@ class Sweeps:
         self._population = select(func.count().label("active")).select_from(some.subquery())
 
     def _prepare_sessions(self, rules: Rules) -> None:
-        limit = bindparam("limit", type_=s.generation.type)
-        only = bindparam("only", type_=s.id.type)
         self.due = select(s.id).where(ACTIVE, s.due_at <= rules.now).order_by(s.due_at)
-        due = self.due.limit(limit)
-        self._due_sessions = due
-        self._lock_due = locked(due.where(or_(only.is_(None), s.id == only)), skip=True)
+        self._due_sessions = self.due.limit(LIMIT)
+        self._lock_due = locked(self._due_sessions.where(s.due_at <= BEGAN, WANTED), skip=True)
         these = any_of(s.id, "ids")
         # Not the bare column: what the last statistics had not seen due is taken for rare, and
         # every batch would read all that is due, to find its own few by the wrong index.
@@ -212,6 +221,11 @@ class Sweeps:
         self._postpone = (
             update(sessions)
             .where(s.id == bindparam("session_id"), ACTIVE)
+            .values(due_at=rules.in_(rules.policy.longest_look))
+        )
+        self._postpone_create = (
+            update(sandboxes)
+            .where(b.session_id == bindparam("of_session"), CREATING, b.due_at <= rules.now)
             .values(due_at=rules.in_(rules.policy.longest_look))
         )
 
@@ -300,8 +314,8 @@ class Sweeps:
             .where(ACTIVE, UNHELD)
             .order_by(b.due_at)
         )
-        limit = bindparam("limit", type_=s.generation.type)
-        self._lock_expired = locked(self.creates.limit(limit), skip=True)
+        self._due_creates = self.creates.limit(LIMIT)
+        self._lock_expired = locked(self._due_creates.where(b.due_at <= BEGAN, WANTED), skip=True)
         self._expire = (
             update(sessions)
             .where(
@@ -339,11 +353,12 @@ def _one_beat(rules: Rules) -> float:
 
 def _to_ring(due: Select[Any], rules: Rules) -> Select[Any]:
     is_blocked = blocked(rules, b.provider).label("blocked")
-    return (
-        due.add_columns(b.session_id, b.generation, is_blocked)
-        .limit(bindparam("limit", type_=s.generation.type))
-        .with_for_update(of=sandboxes, skip_locked=True)
-    )
+    ringing = due.add_columns(b.session_id, b.generation, is_blocked).limit(LIMIT)
+    return ringing.with_for_update(of=sandboxes, skip_locked=True)
+
+
+def _some(limit: int, watched: Watched, only: str | None) -> dict[str, Any]:
+    return {"limit": limit, "began": watched.began, "only": only}
 
 
 def _noticed(session_id: str, generation: int) -> Event:
