@@ -114,7 +114,7 @@ class AsyncTurn:
     def __init__(self, turn: Turn, run: Callable[..., Any], *, cancel_on_lost: bool) -> None:
         self.turn = turn
         self._run = run
-        self._cancel_on_lost = cancel_on_lost
+        self.cancel_on_lost = cancel_on_lost
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
         self._cancelling = 0  # cancellations that the task had when it entered
@@ -149,7 +149,7 @@ class AsyncTurn:
             self._abandon()
             beginning.add_done_callback(_heard)
             raise
-        if self._cancel_on_lost:
+        if self.cancel_on_lost:
             self._task = asyncio.current_task()
             self._cancelling = self._task.cancelling() if self._task else 0
             loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants import Mutant
 
 GATE, LISTINGS, REMOTE = "core/web/gate.py", "core/store/listings.py", "core/remote.py"
+RESPONSES, OVER = "core/web/responses.py", "tests/web/test_responses.py::test_"
 ACCESS, TURNS = "tests/web/test_access.py::test_", "tests/web/test_turns.py::test_"
 MATRIX = f"{ACCESS}a_route_lets_in_whom_it_should"
 
@@ -112,5 +113,48 @@ WEB_MUTANTS = (
         old="return await self._run(self._probe, self.readiness",
         new="return await self._run(self._quick, self.readiness",
         tests=(f"{TURNS}heartbeats_do_not_wait_for_probes[sqlite]",),
+    ),
+    Mutant(
+        name="nobody listens for a client that goes away",
+        promise="a turn ends with the client of its response",
+        file=RESPONSES,
+        old="        await self._inbox.gone()\n        self._cancel()\n",
+        new="        await self._inbox.gone()\n",
+        tests=(f"{OVER}a_client_that_goes_away_ends_the_turn_at_once[starlette-http-sqlite-2.4]",),
+    ),
+    Mutant(
+        name="a response that its client left is a good one",
+        promise="a turn ends with the client of its response",
+        file=RESPONSES,
+        old='            await self._end(failed=self._scope["type"] == "http")\n',
+        new="            await self._end(failed=False)\n",
+        tests=(f"{OVER}an_app_that_keeps_quiet_of_its_client_has_not_completed[http-sqlite]",),
+    ),
+    Mutant(
+        name="the last part of a lost turn is sent",
+        promise="S1: no response of a lost turn is complete",
+        file=RESPONSES,
+        old="        if self._lost is not None:\n            raise self._lost\n        if message",
+        new="        if message",
+        tests=(f"{OVER}an_app_that_catches_what_stops_it_makes_no_good_end[http-sqlite]",),
+    ),
+    Mutant(
+        name="the last part is sent before the turn has ended",
+        promise="S1: no response of a lost turn is complete",
+        file=RESPONSES,
+        old="            await self._end(failed=self._is_cancelled or self._status >= 400)\n",
+        new="            await self._send({**message, 'more_body': False})\n"
+        "            return await self._end(failed=self._is_cancelled or self._status >= 400)\n",
+        tests=(
+            f"{OVER}a_turn_that_is_lost_at_the_last_moment_is_no_whole_response[in-process-sqlite]",
+        ),
+    ),
+    Mutant(
+        name="a refused heartbeat cancels nothing",
+        promise="S1: whoever lost a turn stops at once",
+        file=RESPONSES,
+        old="            self._lost = error\n            self._cancel()\n",
+        new="            self._lost = error\n",
+        tests=(f"{OVER}a_turn_that_is_lost_before_the_answer_is_answered_410[in-process-sqlite]",),
     ),
 )

@@ -31,7 +31,13 @@ def create_app(
     lifespan, and closes nothing: the keeper is yours. `api_tokens` is read as the setting
     API_TOKENS; `broker` raises when the broker cannot be reached, for /readyz.
     """
-    app = FastAPI(title=TITLE, version=VERSION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=TITLE,
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
+    )
     app.state.desk = Desk(keeper, tokens=configured(api_tokens), broker=broker)
     for part in (sessions, turns, operations, health):
         app.include_router(part.router)

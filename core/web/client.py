@@ -240,7 +240,7 @@ class AsyncRemoteTurn:
         self.session_id = session_id
         self._client = client
         self._sent = _json(holder=holder)
-        self._cancel_on_lost = cancel_on_lost
+        self.cancel_on_lost = cancel_on_lost
         self._cancelled = self._begun = False
 
     async def __aenter__(self) -> Holding:
@@ -279,7 +279,7 @@ class AsyncRemoteTurn:
         while pause is not None:
             await asyncio.sleep(pause)
             pause = self._holding.heard(await self._once())
-        if self._cancel_on_lost and self._task is not None:
+        if self.cancel_on_lost and self._task is not None:
             self._cancelled = True
             self._task.cancel()
 

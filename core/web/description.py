@@ -55,6 +55,24 @@ ANY_PROBLEM: Final[dict[str, Any]] = {
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
 
+# What an answer is good for: the calls that take its ids, by the names of their parameters.
+_OF_SESSION: Final = {"session_id": "$response.body#/id"}
+_OF_TURN: Final = {
+    "session_id": "$response.body#/session_id",
+    "turn_id": "$response.body#/turn_id",
+}
+_FROM_SESSION: Final = {
+    name: {"operationId": name, "parameters": _OF_SESSION}
+    for name in ("begin_turn", "get_session", "list_events", "extend_session", "end_session")
+}
+LINKS: Final[dict[tuple[str, str, str], dict[str, Any]]] = {
+    ("/v1/sessions", "post", "201"): _FROM_SESSION,
+    ("/v1/sessions", "post", "200"): _FROM_SESSION,
+    ("/v1/sessions/{session_id}/turns", "post", "201"): {
+        name: {"operationId": name, "parameters": _OF_TURN} for name in ("beat", "end_turn")
+    },
+}
+
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document."""
@@ -74,4 +92,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 rule = RULES[method.upper(), path]
                 operation["security"] = [{"token": []}]
                 operation["x-scope"] = rule.scope.value
+    for (path, method, status), links in LINKS.items():
+        found["paths"][path][method]["responses"][status]["links"] = links
     return found

@@ -154,6 +154,11 @@ def install(app: FastAPI, methods: Callable[[str], Sequence[str]]) -> None:
 
 
 async def _ours(_: Request, error: Exception) -> Response:
+    return answer_to(error)
+
+
+def answer_to(error: Exception) -> Response:
+    """The response to one of our errors."""
     kind = kind_of(error)
     if kind.status >= 500:
         logger.warning("ApiProblem type=%s error=%r", kind.type, str(error))

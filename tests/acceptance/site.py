@@ -125,6 +125,10 @@ class Site:
         command += [str(journal), json.dumps(arguments)]
         return Api(self._start(name, command, {}), journal)
 
+    def start(self, name: str, command: list[str], **environ: str) -> Program:
+        """Any other program of this installation, which runs until it is killed."""
+        return self._start(name, command, environ)
+
     def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run a command of this installation to its end."""
         return subprocess.run(
@@ -205,6 +209,13 @@ class Site:
         query = select(schema.sessions).where(schema.sessions.c.id == session_id)
         with self.engine.connect() as connection:
             return connection.execute(query).one_or_none()
+
+    def turns(self, session_id: str) -> list[Row[Any]]:
+        """The rows of a session's turns, in order."""
+        table = schema.turns
+        query = select(table).where(table.c.session_id == session_id).order_by(table.c.started_at)
+        with self.engine.connect() as connection:
+            return list(connection.execute(query).all())
 
     def sandboxes(self) -> list[Row[Any]]:
         """The rows of all sandboxes."""
