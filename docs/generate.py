@@ -1,5 +1,5 @@
 """
-Write the pages of docs/ that repeat what the code says: settings.md and cli.md.
+Write the pages of docs/ that repeat what the code says: settings.md, cli.md and doctor.md.
 
 `./run docs` writes them, `./run check` runs this with --check and fails when one is out of date.
 """
@@ -66,6 +66,7 @@ def pages() -> Iterator[tuple[str, str]]:
     if importlib.util.find_spec("tasks") and importlib.util.find_spec("tasks.cli"):
         command = importlib.import_module("tasks.cli").main
         yield "cli.md", cli_page(command)
+        yield "doctor.md", importlib.import_module("tasks.doctor.page").text()
 
 
 def settings_page() -> str:

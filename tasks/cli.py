@@ -14,6 +14,7 @@ from core.engines import opened
 from core.events import Event, EventKind
 from core.model import check_session_id
 from tasks.commands import Context, as_json, cell, plain, show, told
+from tasks.doctor.command import doctor
 from tasks.explained import print_explanation, print_rehearsal
 from tasks.providers import providers
 from tasks.safety import breaker, db_restored, orphans, reconcile
@@ -268,7 +269,7 @@ def up(context: Context, concurrency: int, host: str, port: int, no_api: bool) -
     raise SystemExit(supervise(commands(concurrency=concurrency, api=api)))
 
 
-for command in (breaker, orphans, providers, reconcile, serve, tokens):
+for command in (breaker, doctor, orphans, providers, reconcile, serve, tokens):
     main.add_command(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from kombu import Exchange, Queue
 
 from core.errors import SandkeeperError, StoreUnavailable
 from core.host import in_forked_children
+from core.settings import Settings
 from core.wiring import System
 from tasks.app import SWEEP, app
 
@@ -42,6 +44,16 @@ class Runtime:
             if self._system is None:
                 self._system = System.from_env()
             return self._system
+
+    @property
+    def installation(self) -> str | None:
+        """Whose rows this process works on; None before its first task. Connects to nothing."""
+        system = self._system
+        return None if system is None else system.store.installation
+
+    def settings(self) -> Settings:
+        """Those of the environment that this process was started in. Connects to nothing."""
+        return Settings.from_env(os.environ)
 
     def close(self) -> None:
         """Let go of every connection. The next task, if there is one, begins anew."""

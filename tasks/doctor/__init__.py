@@ -1,0 +1,1 @@
+"""The parts of the doctor that know Celery, and the command."""
