@@ -32,6 +32,7 @@ class Grant:
     id: str
     scopes: frozenset[Scope]
     tenant: str | None = None
+    name: str = ""  # as its maker called it
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.OPERATE in self.scopes

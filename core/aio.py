@@ -66,9 +66,11 @@ class AsyncKeeper:
         """See Keeper.touch."""
         await self._run(self.keeper.touch, session_id)
 
-    async def extend(self, session_id: str, by: timedelta | float) -> Session:
+    async def extend(
+        self, session_id: str, by: timedelta | float, *, reason: str | None = None
+    ) -> Session:
         """See Keeper.extend."""
-        return await self._run(self.keeper.extend, session_id, by)
+        return await self._run(self.keeper.extend, session_id, by, reason=reason)
 
     async def pin(
         self, session_id: str, for_: timedelta | float, *, reason: str, owner: str | None = None
@@ -76,13 +78,15 @@ class AsyncKeeper:
         """See Keeper.pin."""
         return await self._run(self.keeper.pin, session_id, for_, reason=reason, owner=owner)
 
-    async def unpin(self, session_id: str) -> Session:
+    async def unpin(self, session_id: str, *, reason: str | None = None) -> Session:
         """See Keeper.unpin."""
-        return await self._run(self.keeper.unpin, session_id)
+        return await self._run(self.keeper.unpin, session_id, reason=reason)
 
-    async def end(self, session_id: str, *, reason: str = "ended") -> Session:
+    async def end(
+        self, session_id: str, *, reason: str = "ended", generation: int | None = None
+    ) -> Session:
         """See Keeper.end."""
-        return await self._run(self.keeper.end, session_id, reason=reason)
+        return await self._run(self.keeper.end, session_id, reason=reason, generation=generation)
 
     async def get(self, session_id: str) -> Session:
         """See Keeper.get."""

@@ -28,12 +28,14 @@ class EventKind(StrEnum):
     TEARDOWN_FAILED = "teardown_failed"  # an attempt failed and will be made again
     TEARDOWN_QUARANTINED = "teardown_quarantined"  # as above, and an operator should look
     SANDBOX_GONE = "sandbox_gone"  # the provider confirmed absence; once a generation
+    QUARANTINE_RETRIED = "quarantine_retried"  # an operator ended the pauses of failed teardowns
     ORPHAN_GONE = "orphan_gone"  # a sandbox that no row explains was torn down
     DESTRUCTION_HELD = "destruction_held"  # everything destructive waits for an operator
     HOLD_DECIDED = "hold_decided"  # an operator approved or denied
     STORE_RESTORED = "store_restored"  # an operator said that a backup was brought back
     CIRCUIT_OPENED = "circuit_opened"  # a provider fails: no more calls for a while
     CIRCUIT_CLOSED = "circuit_closed"  # it answers again
+    SWEEP_ASKED = "sweep_asked"  # an operator asked for a sweep at once
     TOKEN_CREATED = "token_created"  # noqa: S105 - somebody may call the HTTP API
     TOKEN_REVOKED = "token_revoked"  # noqa: S105 - and may no more
     ROW_POISONED = "row_poisoned"  # the sweep could not move this row, and went on without it

@@ -186,13 +186,19 @@ class Keeper:
         self.store.sessions.touch(check_session_id(session_id))
         self._work_on(session_id)
 
-    def extend(self, session_id: str, by: timedelta | float) -> Session:
+    def extend(
+        self, session_id: str, by: timedelta | float, *, reason: str | None = None
+    ) -> Session:
         """
         Keep an idle session for so long from now (seconds or timedelta). Its max age still
-        holds: `extended_until` of the answer is what was granted. Raises SessionEnded.
+        holds: `extended_until` of the answer is what was granted. The ledger keeps the reason.
+        Raises SessionEnded.
         """
         session = self.store.sessions.extend(
-            check_session_id(session_id), duration("by", by), actor=self.holder
+            check_session_id(session_id),
+            duration("by", by),
+            actor=self.holder,
+            reason=None if reason is None else check_reason(reason),
         )
         self._work_on(session_id)
         self._backstop.extend_now(session_id)  # before the caller has our word
@@ -217,20 +223,27 @@ class Keeper:
         self._backstop.extend_now(session_id)  # as for an extension
         return session
 
-    def unpin(self, session_id: str) -> Session:
+    def unpin(self, session_id: str, *, reason: str | None = None) -> Session:
         """
-        Lift the pin, if there is one: the next sweep looks at what else keeps it.
-        Raises SessionNotFound.
+        Lift the pin, if there is one: the next sweep looks at what else keeps it. The ledger
+        keeps the reason. Raises SessionNotFound.
         """
-        return self.store.pins.unpin(check_session_id(session_id), actor=self.holder)
+        why = None if reason is None else check_reason(reason)
+        return self.store.pins.unpin(check_session_id(session_id), actor=self.holder, reason=why)
 
-    def end(self, session_id: str, *, reason: str = "ended") -> Session:
+    def end(
+        self, session_id: str, *, reason: str = "ended", generation: int | None = None
+    ) -> Session:
         """
         End it now; its sandbox is torn down in the background. Ending an ended session changes
-        nothing. A turn that is open on it is refused at its next heartbeat.
+        nothing, and with `generation` only that one is ended. A turn that is open on it is
+        refused at its next heartbeat.
         """
         session = self.store.sessions.end(
-            check_session_id(session_id), check_reason(reason), actor=self.holder
+            check_session_id(session_id),
+            check_reason(reason),
+            actor=self.holder,
+            generation=generation,
         )
         self._ring(session)
         return session

@@ -129,6 +129,14 @@ Index(
 # Serves a tenant's list of sessions: it must not read everybody else's.
 Index("sessions_of_tenant", sessions.c.tenant, sessions.c.id)
 
+# Serves the list of active sessions by id: where sessions are kept for a month, few are active.
+Index(
+    "sessions_active",
+    sessions.c.id,
+    postgresql_where=text("status = 'active'"),
+    sqlite_where=text("status = 'active'"),
+)
+
 sandboxes = Table(
     "sandboxes",
     metadata,
@@ -205,6 +213,14 @@ Index(
     sqlite_where=text("state = 'closing' AND quarantined_at IS NOT NULL"),
 )
 
+# Serves the list of sessions whose sandbox is creating or closing: there are few of them.
+Index(
+    "sandboxes_unsettled",
+    sandboxes.c.session_id,
+    postgresql_where=text("state IN ('creating', 'closing')"),
+    sqlite_where=text("state IN ('creating', 'closing')"),
+)
+
 turns = Table(
     "turns",
     metadata,
@@ -220,6 +236,13 @@ turns = Table(
 )
 # Serves "who holds a turn on this session", and purge.
 Index("turns_of_session", turns.c.session_id)
+# Serves "how many are in a turn": what was never ended and is past its ceiling is not in the range.
+Index(
+    "turns_open",
+    turns.c.hard_until,
+    postgresql_where=text("ended_at IS NULL"),
+    sqlite_where=text("ended_at IS NULL"),
+)
 
 events = Table(
     "events",

@@ -242,7 +242,8 @@ def quarantine_retry(context: Context, session_id: str | None, all_: bool) -> No
     if (session_id is None) != all_:
         raise click.UsageError("give a session id, or --all")
     session_id = None if session_id is None else check_session_id(session_id)
-    click.echo(f"{context.system.store.teardowns.retry_now(session_id)} to be tried again")
+    retried = context.system.store.teardowns.retry_now(session_id, actor=context.actor)
+    click.echo(f"{retried} to be tried again")
 
 
 @main.command("up")

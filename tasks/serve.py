@@ -1,4 +1,4 @@
-"""`sandkeeper serve`: the HTTP API as a server of its own."""
+"""`sandkeeper serve`: the HTTP API and the dashboard as a server of their own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from core.store.tokens import Tokens
 from tasks.commands import Context, told
 
 if TYPE_CHECKING:
+    import uvicorn
     from celery import Celery
 
 LOOPBACK = "127.0.0.1"
@@ -53,8 +54,8 @@ port_option = click.option(
 @told
 def serve(context: Context, host: str, port: int) -> None:
     """
-    Serve the HTTP API until Ctrl-C. Any number of servers may run; before the first token is
-    made, they listen on loopback only.
+    Serve the HTTP API, and the dashboard at /, until Ctrl-C. Any number of servers may run; before
+    the first token is made, they listen on loopback only.
     """
     import uvicorn  # noqa: PLC0415 - few commands need it
 
@@ -84,7 +85,19 @@ def serve(context: Context, host: str, port: int) -> None:
             click.echo(f"sandkeeper serve: http://{address}")
             _leave_when_asked()
             keeper.start()
-            uvicorn.Server(config).run(sockets=[listener])
+            _server(config, app.state.dashboard.close).run(sockets=[listener])
+
+
+def _server(config: uvicorn.Config, let_go: Callable[[], None]) -> uvicorn.Server:
+    """A server that stops at once though dashboards are open: their streams would hold it up."""
+    import uvicorn  # noqa: PLC0415
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            let_go()
+            await super().shutdown(sockets)
+
+    return Server(config)
 
 
 def _leave_when_asked() -> None:

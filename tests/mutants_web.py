@@ -6,6 +6,7 @@ from tests.mutants import Mutant
 
 GATE, LISTINGS, REMOTE = "core/web/gate.py", "core/store/listings.py", "core/remote.py"
 RESPONSES, OVER = "core/web/responses.py", "tests/web/test_responses.py::test_"
+DOOR, PAGES = "core/web/dashboard/door.py", "tests/web/dashboard/test_pages.py::test_"
 ACCESS, TURNS = "tests/web/test_access.py::test_", "tests/web/test_turns.py::test_"
 MATRIX = f"{ACCESS}a_route_lets_in_whom_it_should"
 
@@ -156,5 +157,53 @@ WEB_MUTANTS = (
         old="            self._lost = error\n            self._cancel()\n",
         new="            self._lost = error\n",
         tests=(f"{OVER}a_turn_that_is_lost_before_the_answer_is_answered_410[in-process-sqlite]",),
+    ),
+    Mutant(
+        name="any form is taken",
+        promise="nobody acts by a page of another site",
+        file=DOOR,
+        old="if not hmac.compare_digest(form.one(FIELD).encode(), form_token(request).encode()):",
+        new="if form.one(FIELD) is None:",
+        tests=(f"{PAGES}a_form_from_elsewhere_is_refused[0{'0' * 63}-/sweeps]",),
+    ),
+    Mutant(
+        name="a form outlives its login",
+        promise="a form is of one login",
+        file=DOOR,
+        old='login = request.cookies.get(TOKEN, "")',
+        new='login = ""',
+        tests=(f"{PAGES}a_form_of_another_login_is_refused",),
+    ),
+    Mutant(
+        name="who may look may act",
+        promise="read changes nothing",
+        file=DOOR,
+        old="    if not visit.may_act:\n",
+        new="    if visit is None:\n",
+        tests=(f"{PAGES}who_may_read_changes_nothing[/sessions/act]",),
+    ),
+    Mutant(
+        name="a dashboard acts on any tenant's session",
+        promise="404 across tenants",
+        file=DOOR,
+        old="self.desk.listings.tenant_of(session_id) != self.tenant:",
+        new="not session_id:",
+        tests=(f"{PAGES}one_tenant_sees_and_touches_its_own_alone",),
+    ),
+    Mutant(
+        name="a bulk act ends whatever generation there is",
+        promise="S1: an act means what a person saw",
+        file="core/web/dashboard/bulk.py",
+        old="keeper.end(one.id, reason=reason, generation=one.generation)",
+        new="keeper.end(one.id, reason=reason)",
+        tests=(f"{PAGES}what_was_opened_again_since_it_was_shown_is_left_alone",),
+    ),
+    Mutant(
+        name="what others wrote is markup",
+        promise="nothing that a user wrote runs",
+        file="core/web/dashboard/render.py",
+        old="autoescape=True",
+        new="autoescape=False",
+        tests=(f"{PAGES}what_others_wrote_is_text[/audit]",),
     ),
 )

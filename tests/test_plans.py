@@ -19,11 +19,12 @@ from sqlalchemy import Connection, Engine, event, text
 
 from core.engines import make_engine
 from core.lifecycle import Keeper
-from core.model import SandboxState, TurnOutcome
+from core.model import SandboxState, SessionStatus, TurnOutcome
 from core.policy import Policy
 from core.reaper import Reaper
-from core.store import Store
+from core.store import Store, overview, selection
 from core.store.listings import Listings
+from core.store.selection import Wish
 from tests.crowd import fill
 from tests.fakes import FakeCloud
 from tests.services import Databases
@@ -392,3 +393,52 @@ def test_a_tenant_s_lists_read_what_is_that_tenant_s(store: Store, mode: str) ->
 
     assert [len(page) for page in pages] == [50, 50, 0, 50, 1, 9]
     expect_bounded(plans, 100 + SLACK)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish(status=SessionStatus.ACTIVE),
+        Wish(status=SessionStatus.ENDED, tenant="default"),
+        Wish(state=SandboxState.CREATING),
+        Wish(state=SandboxState.CLOSING),
+        Wish(status=SessionStatus.ACTIVE, idle=86400.0),
+        Wish(prefix="nobody"),
+        Wish(overdue=True),
+    ],
+    ids=str,
+)
+def test_a_filtered_page_reads_a_stretch_at_a_time(
+    crowded: Engine, wish: Wish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However seldom a match is: a bounded number of ids, and of each of them a few rows."""
+    monkeypatch.setattr(selection, "STRETCH", 1_000)
+    store = Store(crowded, policy=POLICY)
+
+    with taken_back(store) as connection:
+        plans = explained_each(connection, lambda: store.selection.page(wish, limit=50))
+
+    assert plans
+    for plan in plans.values():
+        read = rows_read(plan)
+        assert read.get("sessions", 0) <= 1_000 + SLACK, (wish, read)
+        assert read.get("sandboxes", 0) <= 1_000 + SLACK, (wish, read)
+
+
+def test_fleet_counts_what_few_rows_tell(crowded: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits, who is in a turn and what ends soon: none of it reads a row of each session."""
+    monkeypatch.setattr(overview, "LOTS", 1_000)
+    monkeypatch.setattr(overview, "SAMPLE", 2_000)
+    store = Store(crowded, policy=POLICY)
+    found = store.overview.forecast(SESSIONS * 9 // 10)
+
+    with taken_back(store) as connection:
+        plans = explained_each(
+            connection, lambda: (store.overview.waiting(), store.overview.in_turn())
+        )
+
+    for plan in plans.values():
+        assert max(rows_read(plan).values()) <= 1_000 + SLACK
+    assert found.sampled is not None
+    assert 500 < found.sampled < 6_000
+    assert sum(found.idle) == pytest.approx(SESSIONS * 0.9, rel=0.01)

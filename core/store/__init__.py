@@ -24,10 +24,13 @@ from .inventory import Inventory
 from .openings import Openings, Wanted
 from .orphans import Orphans
 from .outlook import Outlook
+from .overview import Overview
 from .pins import Pins
+from .records import Records
 from .restore import Restore
 from .retention import Retention
 from .rules import Rules
+from .selection import Selection
 from .sessions import Sessions
 from .sweeps import Sweeps
 from .teardowns import Quarantined, Teardowns
@@ -81,6 +84,9 @@ class Store:
         self.retention = Retention(self.database, rules)
         self.history = History(self.database)
         self.evidence = Evidence(self.database, rules, self.sessions)
+        self.overview = Overview(self.database, rules)
+        self.selection = Selection(self.database, rules)
+        self.records = Records(self.database)
 
 
 def _installation(database: Database, wanted: str | None, host: Host) -> str:

@@ -145,7 +145,9 @@ class Guard:
             for row in rows
         ]
 
-    def approve(self, reason: HoldReason, seconds: float, *, actor: str) -> None:
+    def approve(
+        self, reason: HoldReason, seconds: float, *, actor: str, why: str | None = None
+    ) -> None:
         """
         Go on. What is about the database makes this one the right one; the others may be done
         for so many seconds. InvalidArgument when nothing of this kind was asked.
@@ -160,9 +162,11 @@ class Guard:
                 move.run(self._close, {"of_reason": reason})
             else:
                 self._decide_in(move, reason, Decision.APPROVED, seconds, actor)
-            move.record(_decided(reason, Decision.APPROVED, actor))
+            move.record(_decided(reason, Decision.APPROVED, actor, why))
 
-    def deny(self, reason: HoldReason, seconds: float, *, actor: str) -> None:
+    def deny(
+        self, reason: HoldReason, seconds: float, *, actor: str, why: str | None = None
+    ) -> None:
         """
         Do not. The mass that was asked about is left alone for so many seconds, and the rest goes
         on; what this store cannot know is left alone for good. What is about the database, or was
@@ -177,7 +181,7 @@ class Guard:
                 # A wrong database stays wrong, and looks right once its sandboxes have turned over.
                 seconds = FOR_GOOD if reason is HoldReason.STORE else seconds
                 self._decide_in(move, reason, Decision.DENIED, seconds, actor)
-            move.record(_decided(reason, Decision.DENIED, actor))
+            move.record(_decided(reason, Decision.DENIED, actor, why))
 
     def deny_in(self, move: Move, reason: HoldReason, seconds: float, actor: str) -> None:
         """The same whether or not anybody asked, inside somebody's transaction."""
@@ -286,9 +290,10 @@ def _not_asked(reason: HoldReason) -> InvalidArgument:
     return InvalidArgument(f"nothing is held for {reason.value}: see `sandkeeper breaker status`")
 
 
-def _decided(reason: HoldReason, decision: Decision, actor: str) -> Event:
+def _decided(reason: HoldReason, decision: Decision, actor: str, why: str | None) -> Event:
+    said = {} if why is None else {"why": why}
     return Event(
         kind=EventKind.HOLD_DECIDED,
         actor=actor,
-        detail={"reason": reason.value, "decision": decision.value},
+        detail={"reason": reason.value, "decision": decision.value, **said},
     )

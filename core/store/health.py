@@ -46,6 +46,7 @@ class Health:
     failures: int
     open_until: datetime | None
     spacing: float
+    limited_until: datetime | None
     last_error: str | None
     reconciled_at: datetime | None
     report: Mapping[str, object] | None

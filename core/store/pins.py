@@ -70,11 +70,12 @@ class Pins:
             move.record(session_event(*told, until=until, owner=owner, reason=reason))
         return session
 
-    def unpin(self, session_id: str, *, actor: str) -> Session:
+    def unpin(self, session_id: str, *, actor: str, reason: str | None = None) -> Session:
         """Lift the pin; nothing happens where there is none. SessionNotFound for an unknown id."""
+        why = {} if reason is None else {"reason": reason}
         with self.database.move() as move:
             row = move.one(self._unpin, {"session_id": session_id})
             if row is not None:
-                told = (EventKind.SESSION_UNPINNED, session_id, row.generation, actor)
-                move.record(session_event(*told))
+                kind = EventKind.SESSION_UNPINNED
+                move.record(session_event(kind, session_id, row.generation, actor, **why))
             return self.sessions.seen(move, session_id)

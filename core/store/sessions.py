@@ -81,8 +81,11 @@ class Sessions:
         """The same, inside somebody's transaction; False when it may not."""
         return move.one(self._touch, {"session_id": session_id}) is not None
 
-    def extend(self, session_id: str, seconds: float, *, actor: str) -> Session:
-        """Keep it for so long from now, at most until its max age."""
+    def extend(
+        self, session_id: str, seconds: float, *, actor: str, reason: str | None = None
+    ) -> Session:
+        """Keep it for so long from now, at most until its max age; the ledger keeps a reason."""
+        why = {} if reason is None else {"reason": reason}
         with self.database.move() as move:
             row = move.one(self._extend, {"session_id": session_id, "seconds": seconds})
             session = self.seen(move, session_id)
@@ -95,6 +98,7 @@ class Sessions:
                     row.generation,
                     actor,
                     until=row.extended_until.isoformat(),
+                    **why,
                 )
             )
         return session

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     Float,
+    Integer,
     String,
     TypeDecorator,
     bindparam,
@@ -80,6 +81,14 @@ class Seconds(FunctionElement[float]):
 
     type = Float()
     name = "seconds"
+    inherit_cache = True
+
+
+class Whole(FunctionElement[int]):
+    """The whole part of a number that is not negative."""
+
+    type = Integer()
+    name = "whole"
     inherit_cache = True
 
 
@@ -211,3 +220,15 @@ def _(element: Seconds, compiler: SQLCompiler, **options: Any) -> str:
 def _(element: Seconds, compiler: SQLCompiler, **options: Any) -> str:
     since, until = _arguments(element, compiler, **options)
     return f"round((julianday({until}) - julianday({since})) * 86400.0, 3)"
+
+
+@compiles(Whole, "postgresql")
+def _(element: Whole, compiler: SQLCompiler, **options: Any) -> str:
+    (number,) = _arguments(element, compiler, **options)
+    return f"floor({number})::integer"
+
+
+@compiles(Whole, "sqlite")
+def _(element: Whole, compiler: SQLCompiler, **options: Any) -> str:
+    (number,) = _arguments(element, compiler, **options)
+    return f"CAST({number} AS INTEGER)"

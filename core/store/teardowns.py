@@ -147,10 +147,23 @@ class Teardowns:
             for row in rows
         ]
 
-    def retry_now(self, session_id: str | None = None) -> int:
-        """End the pauses of quarantined teardowns, of one session or of all."""
+    def retry_now(
+        self, session_id: str | None = None, *, actor: str = "operator", why: str | None = None
+    ) -> int:
+        """End the pauses of quarantined teardowns, of one session or of all; gives how many."""
+        said = {} if why is None else {"why": why}
         with self.database.move() as move:
-            return move.run(self._retry_now, {"of_session": session_id})
+            retried = move.run(self._retry_now, {"of_session": session_id})
+            if retried:
+                move.record(
+                    Event(
+                        kind=EventKind.QUARANTINE_RETRIED,
+                        actor=actor,
+                        session_id=session_id,
+                        detail={"sandboxes": retried, **said},
+                    )
+                )
+        return retried
 
     # Statements, built once
 

@@ -85,7 +85,8 @@ class Tokens:
         if row is None:
             return None
         refused = "was revoked" if row.revoked_at else "has expired" if row.expired else None
-        grant = Grant(id=row.id, scopes=check_scopes(row.scopes), tenant=row.tenant)
+        scopes = check_scopes(row.scopes)
+        grant = Grant(id=row.id, scopes=scopes, tenant=row.tenant, name=row.name)
         return Known(grant=grant, digest=row.digest, refused=refused)
 
     def any(self) -> bool:

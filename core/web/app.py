@@ -1,4 +1,4 @@
-"""The ASGI app: routes, errors and the description of both, on somebody's keeper."""
+"""The ASGI app: the API, the dashboard, errors and the description, on somebody's keeper."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from ..access import configured
 from ..aio import AsyncKeeper
 from ..lifecycle import Keeper
-from . import health, operations, problems, sessions, turns
+from . import dashboard, health, operations, problems, sessions, turns
+from .dashboard.app import methods as of_pages
 from .description import describe
 from .desk import Desk
 from .gate import methods
@@ -27,9 +28,9 @@ def create_app(
     broker: Callable[[], None] | None = None,
 ) -> FastAPI:
     """
-    The HTTP API on a Lifecycle: serve it, or mount it under an app of your own. It needs no
-    lifespan, and closes nothing: the keeper is yours. `api_tokens` is read as the setting
-    API_TOKENS; `broker` raises when the broker cannot be reached, for /readyz.
+    The HTTP API and the dashboard on a Lifecycle: serve it, or mount it under an app of your own.
+    It needs no lifespan, and closes nothing: the keeper is yours. `api_tokens` is read as the
+    setting API_TOKENS; `broker` raises when the broker cannot be reached, for /readyz.
     """
     app = FastAPI(
         title=TITLE,
@@ -38,10 +39,11 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
     )
-    app.state.desk = Desk(keeper, tokens=configured(api_tokens), broker=broker)
+    desk = app.state.desk = Desk(keeper, tokens=configured(api_tokens), broker=broker)
     for part in (sessions, turns, operations, health):
         app.include_router(part.router)
-    problems.install(app, methods)
+    dashboard.install(app, desk)
+    problems.install(app, lambda path: methods(path) or of_pages(path))
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestIds)
 

@@ -21,6 +21,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 QUICK: Final = 16  # threads for what asks the database alone
+PAGES: Final = 6  # threads for what people look at: however many do, heartbeats have theirs
 SLOW: Final = 48  # threads for what waits for a provider, for minutes if need be
 
 
@@ -45,12 +46,17 @@ class Desk:
         self.configured = tokens
         self.readiness = Readiness(store, broker)
         self._quick = ThreadPoolExecutor(QUICK, "sandkeeper-quick")
+        self._pages = ThreadPoolExecutor(PAGES, "sandkeeper-pages")
         self._slow = ThreadPoolExecutor(SLOW, "sandkeeper-slow")
         self._probe = ThreadPoolExecutor(1, "sandkeeper-probe")
 
     async def quick(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what waits for the database alone."""
         return await self._run(self._quick, partial(call, *args, **kwargs))
+
+    async def page(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what looks for a person."""
+        return await self._run(self._pages, partial(call, *args, **kwargs))
 
     async def slow(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what may wait for a provider. Who goes away meanwhile does not stop it."""

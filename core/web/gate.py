@@ -110,8 +110,13 @@ Admitted = Annotated[Caller, Depends(admitted)]
 async def _grant(desk: Desk, request: Request) -> Grant:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if not scheme:
-        return await _without_token(desk, request)
-    parts = taken_apart(token.strip()) if scheme.lower() == "bearer" else None
+        return await without_token(desk, request)
+    return await grant_of(desk, token.strip() if scheme.lower() == "bearer" else "")
+
+
+async def grant_of(desk: Desk, token: str) -> Grant:
+    """What the holder of this token may do, or Problem."""
+    parts = taken_apart(token)
     if parts is None:
         raise Problem(UNAUTHORIZED, "send `Authorization: Bearer sk_<id>_<secret>`")
     # Asked each time: a token that was revoked is refused from the next request on.
@@ -124,7 +129,7 @@ async def _grant(desk: Desk, request: Request) -> Grant:
     return known.grant
 
 
-async def _without_token(desk: Desk, request: Request) -> Grant:
+async def without_token(desk: Desk, request: Request) -> Grant:
     """Before the first token is made, this machine may do everything, and nobody else anything."""
     made = await desk.quick(desk.tokens.any)
     if made or desk.configured:

@@ -35,7 +35,8 @@ async def retry_quarantined(caller: Admitted, session_id: SessionId, _: Nothing)
     """Try a session's quarantined teardowns again with the next sweep."""
     await caller.expect(session_id)
     await caller.desk.quick(caller.desk.keeper.get, session_id)
-    retried = await caller.desk.quick(caller.desk.keeper.store.teardowns.retry_now, session_id)
+    retry = caller.desk.keeper.store.teardowns.retry_now
+    retried = await caller.desk.quick(retry, session_id, actor=caller.actor)
     return {"retried": retried}
 
 

@@ -72,6 +72,7 @@ NOT_MODELLED = {
     "Checkup.try_to_write": "takes back what it wrote, which is no row",
     "Tokens.create": "who may call the HTTP API; no session depends on it",
     "Tokens.revoke": "likewise",
+    "Records.note": "a line in the ledger; no row moves",
     "Ledger.insert_with": "makes a statement, and runs none",
     "Sessions.touch_in": "what touch and open do, inside of their transactions",
     "Sessions.end_in": "what end, open and give_up do, inside of their transactions",

@@ -300,7 +300,7 @@ def test_a_session_that_nobody_opened_is_not_found(api: Api, method: str, path: 
 
 def test_an_address_that_is_none_is_a_problem_too(api: Api) -> None:
     """What the framework refuses has the one form; a wrong method is told all the right ones."""
-    nowhere = api.call("GET", "/")
+    nowhere = api.call("GET", "/v1/nowhere")
     wrong = api.call("PUT", SESSIONS)
     turn = api.call("PATCH", f"{SESSIONS}/conv/turns/x")
 
