@@ -51,6 +51,18 @@ class EventKind(StrEnum):
     TURN_END_FAILED = "turn_end_failed"  # a turn's end was not recorded; it stops beating
 
 
+LOGGED = {
+    EventKind.FAN_OUT_FAILED,
+    EventKind.BEAT_FAILED,
+    EventKind.SWEEP_LATE,
+    EventKind.EXTEND_FAILED,
+    EventKind.RECONCILE_SKIPPED,
+    EventKind.ORPHAN_FAILED,
+    EventKind.OTHER_INSTALLATIONS,
+    EventKind.TURN_LOST,
+    EventKind.TURN_END_FAILED,
+}
+RECORDED = frozenset(EventKind) - LOGGED
 _WARNINGS = {
     EventKind.TEARDOWN_FAILED,
     EventKind.FAN_OUT_FAILED,

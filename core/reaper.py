@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from .errors import RowLocked, SchemaOutdated, StoreError, StoreUnavailable, words
 from .events import Event, EventKind
@@ -12,12 +12,15 @@ from .host import Host
 from .providers.base import SandboxProvider
 from .store import Store
 from .store.guard import Decision, HoldReason
+from .store.outlook import Work
+from .store.tallies import LINES, swept
 from .teardown import CALLS_AT_ONCE, Teardown, TeardownOutcome, Undertaker
 from .timekeeper import Timekeeper, Watched
 
 __all__ = ["Doorbell", "Reaper", "Rehearsal", "SweepReport", "Teardown", "TeardownOutcome"]
 
 ACTOR = "sweep"
+FOLDS = 40  # batches of the ledger that one sweep counts at most
 
 Doorbell = Callable[[Sequence[tuple[str, int]]], None]
 """Rings for (session_id, generation) pairs. It may lose them: the sweep rings again."""
@@ -85,8 +88,12 @@ class Reaper:
         Each step stops with the first batch that is not full. StoreError when the database refuses.
         `stand_in` when nobody else sweeps, and that must not look as if somebody did.
         """
-        report = self._pass()
-        self.store.guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))
+        began = self.host.monotonic()
+        report, work = self._pass()
+        added = swept(self.host.monotonic() - began, asdict(report))
+        self.store.guard.witness.remember(self.store.sweeps.pulse(added, stood_in=stand_in))
+        if work.told:  # after the pulse: whatever is wrong with figures, somebody sweeps
+            self._count()
         return report
 
     def rehearse(self) -> Rehearsal:
@@ -99,10 +106,10 @@ class Reaper:
         stage = copy.copy(self)
         stage.doorbell = rung.extend
         with self.store.database.rehearsal() as events:
-            report = stage._pass()  # noqa: SLF001 - a copy of ourselves
+            report, _ = stage._pass()  # noqa: SLF001 - a copy of ourselves
         return Rehearsal(report=report, events=tuple(events), rung=tuple(rung))
 
-    def _pass(self) -> SweepReport:
+    def _pass(self) -> tuple[SweepReport, Work]:
         self.store.guard.check(actor=ACTOR)
         ending = self._may_end()
         watched = self._timekeeper.watch(self.store.sweeps.now)
@@ -117,7 +124,7 @@ class Reaper:
             report += SweepReport(published=self._ring_until_short())
         if work.failing or clamped:
             report += SweepReport(published=self._ring_for_failing())
-        return report
+        return report, work
 
     def _may_end(self) -> bool:
         """The breaker: more ends at once than is plausible are an operator's decision."""
@@ -243,7 +250,14 @@ class Reaper:
 
     def purge(self) -> int:
         """Delete what ended longer ago than the retention; returns how many sessions."""
+        self._count()
         return self._until_short(self.store.retention.purge)
+
+    def _count(self) -> None:
+        """What the ledger has that is not counted yet, as far as one sweep should go."""
+        for _ in range(FOLDS):
+            if self.store.tallies.fold(LINES) < LINES:
+                return
 
     # The teardown
 

@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
+from .monotone import MONOTONE
 from .settings import LONGEST
 
 
@@ -159,6 +160,7 @@ sandboxes = Table(
     Column("quarantined_at", UTCDateTime),
     Column("created_at", UTCDateTime, nullable=False),
     Column("running_at", UTCDateTime),
+    Column("over_at", UTCDateTime),  # closing: since when nobody was entitled to it any more
     Column("closing_at", UTCDateTime),
     Column("gone_at", UTCDateTime),
     Column("expires_at", UTCDateTime),  # what the provider granted; null where it has no TTL
@@ -277,7 +279,21 @@ installation = Table(
     Column("stood_in_at", UTCDateTime),  # when an API process last swept because nobody did
     Column("identity", String(200)),  # of the database that this row was written in
     Column("epoch", BigInteger, nullable=False, server_default="0"),  # counts sweeps
+    Column("told", BigInteger, nullable=False, server_default="0"),  # events counted, by id
+    Column("seen", BigInteger, nullable=False, server_default="0"),  # to be counted next, by id
+    Column("writers", JSON, nullable=False, server_default="[]"),  # who wrote events when seen was
     CheckConstraint('"row" = 1', name="one"),
+)
+
+# Totals that outlive every process: store/tallies.py says what each name counts.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("name", String(20), primary_key=True),
+    Column("label", String(200), primary_key=True),
+    Column("bucket", String(8), primary_key=True),  # its upper bound; "" where there is none
+    Column("count", BigInteger, nullable=False),
+    Column("total", Double, nullable=False),  # of the seconds that were counted
 )
 
 # Questions to an operator, one a reason, and the answers. While one is open nothing is destroyed.
@@ -346,32 +362,6 @@ api_tokens = Table(
     CheckConstraint("length(digest) = 64", name="digest"),
 )
 
-_RANK = (
-    "CASE {0}.state WHEN 'creating' THEN 1 WHEN 'running' THEN 2 WHEN 'closing' THEN 3 ELSE 4 END"
-)
-_FORBIDDEN = " ".join(
-    f"""
-    {_RANK.format("new")} < {_RANK.format("old")}
-    OR new.claim_token < old.claim_token
-    OR (old.external_id IS NOT NULL AND new.external_id IS NOT old.external_id)
-    OR new.key <> old.key OR new.session_id <> old.session_id OR new.generation <> old.generation
-""".split()
-)
-_REFUSAL = "a sandbox never goes back: state, claim_token and external_id are monotone"
-
-MONOTONE = {
-    "postgresql": (
-        "CREATE FUNCTION sandboxes_monotone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF ("
-        + _FORBIDDEN.replace("IS NOT old.external_id", "IS DISTINCT FROM old.external_id")
-        + f") THEN RAISE EXCEPTION '{_REFUSAL}'; END IF; RETURN new; END $$",
-        "CREATE TRIGGER sandboxes_monotone BEFORE UPDATE ON sandboxes "
-        "FOR EACH ROW EXECUTE FUNCTION sandboxes_monotone()",
-    ),
-    "sqlite": (
-        "CREATE TRIGGER sandboxes_monotone BEFORE UPDATE ON sandboxes "
-        f"WHEN {_FORBIDDEN} BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
-    ),
-}
 for _dialect, _statements in MONOTONE.items():
     for _statement in _statements:
         event.listen(

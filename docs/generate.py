@@ -1,5 +1,6 @@
 """
-Write the pages of docs/ that repeat what the code says: settings.md, cli.md and doctor.md.
+Write the pages of docs/ that repeat what the code says: settings.md, metrics.md, cli.md and
+doctor.md.
 
 `./run docs` writes them, `./run check` runs this with --check and fails when one is out of date.
 """
@@ -18,6 +19,9 @@ from pydantic.fields import FieldInfo
 
 from core.errors import SettingsError
 from core.settings import PREFIX, SECRETS, Settings
+from core.store.tallies import BOUNDS
+from core.web.metrics import METRICS, Metric
+from core.web.metrics import PREFIX as PREFIX_OF_METRICS
 
 FOLDER = Path(__file__).resolve().parent
 WIDTH = 96  # of the help texts, whatever terminal this runs in
@@ -63,6 +67,7 @@ def main(arguments: list[str]) -> int:
 def pages() -> Iterator[tuple[str, str]]:
     """Every generated page: its file name and its text."""
     yield "settings.md", settings_page()
+    yield "metrics.md", metrics_page()
     if importlib.util.find_spec("tasks") and importlib.util.find_spec("tasks.cli"):
         command = importlib.import_module("tasks.cli").main
         yield "cli.md", cli_page(command)
@@ -108,6 +113,44 @@ def settings_row(name: str, field: FieldInfo) -> str:
         raise ValueError(f"core/settings.py: {name} has no description")
     meaning = field.description.replace("|", "\\|")
     return f"| `{name.upper()}` | {default(name, field)} | {meaning} |"
+
+
+def metrics_page() -> str:
+    """What `/metrics` says, and where it has that from."""
+    lines = [
+        "# Metrics",
+        "",
+        "<!-- Generated from core/web/metrics.py by ./run docs. -->",
+        "",
+        "`GET /metrics` of any API server, with a token of the scope `read` and of no tenant. All",
+        "of it is in the database, so every server of an installation says the same, whichever",
+        "process did it and is dead since: take `max()` over servers, never `sum()`.",
+        "",
+        "Gauges are counted at the scrape. Counters and histograms of events have every line of",
+        "the ledger exactly once; each sweep adds what is new, so they are a sweep behind, and",
+        f"`{PREFIX_OF_METRICS}uncounted_seconds` says so when it is more. On PostgreSQL a",
+        "transaction that has written to the ledger and does not end holds them up. After a",
+        "restore from a backup they are what they were then. Sweeps that die before their end are",
+        "not in the figures of sweeps.",
+        "",
+        "Alerts and a dashboard are in [deploy/](../deploy); [runbook.md](runbook.md) says what to",
+        "do.",
+        "",
+        "| Metric | Type | Unit | Labels | Meaning |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [metrics_row(metric) for metric in METRICS]
+    lines += ["", "## Buckets", "", "Upper bounds in seconds; beyond the last one is `+Inf`.", ""]
+    lines += [f"- {name}: {', '.join(bounds)}" for name, bounds in BOUNDS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def metrics_row(metric: Metric) -> str:
+    """One line of the table."""
+    unit = "seconds" if metric.name.endswith("_seconds") else ""
+    label = f"`{metric.label}`" if metric.label else ""
+    name = f"`{PREFIX_OF_METRICS}{metric.name}`"
+    return f"| {name} | {metric.type} | {unit} | {label} | {metric.says} |"
 
 
 def default(name: str, field: FieldInfo) -> str:

@@ -264,8 +264,8 @@ HEALTH_MUTANTS = (
         "who stands in looks like a sweep",
         "H2: a stand-in does not hide that nobody sweeps",
         REAPER,
-        "self.store.sweeps.pulse(stood_in=stand_in)",
-        "self.store.sweeps.pulse()",
+        "self.store.sweeps.pulse(added, stood_in=stand_in)",
+        "self.store.sweeps.pulse(added)",
         at("watchdog", "who_stands_in_never_looks_like_a_sweep"),
     ),
     Mutant(

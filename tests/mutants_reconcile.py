@@ -531,8 +531,8 @@ RECONCILE_MUTANTS = (
         "sweeps are not remembered",
         "S5: the witness knows how far the database was",
         REAPER,
-        "        self.store.guard.witness.remember(self.store.sweeps.pulse(stood_in=stand_in))\n",
-        "        self.store.sweeps.pulse(stood_in=stand_in)\n",
+        "self.store.guard.witness.remember(self.store.sweeps.pulse(added, stood_in=stand_in))",
+        "self.store.sweeps.pulse(added, stood_in=stand_in)",
         at("guard", "every_sweep_is_remembered"),
     ),
     Mutant(

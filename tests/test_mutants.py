@@ -13,10 +13,18 @@ from tests.mutants import MUTANTS, ROOT, Mutant, copy_tree, run
 from tests.mutants_doctor import DOCTOR_MUTANTS
 from tests.mutants_health import HEALTH_MUTANTS
 from tests.mutants_reconcile import RECONCILE_MUTANTS
+from tests.mutants_tallies import TALLIES_MUTANTS
 from tests.mutants_web import WEB_MUTANTS
 
 SIDE_BY_SIDE = 2  # mutants at a time: each is a pytest of its own
-EVERY = (*MUTANTS, *RECONCILE_MUTANTS, *HEALTH_MUTANTS, *WEB_MUTANTS, *DOCTOR_MUTANTS)
+EVERY = (
+    *MUTANTS,
+    *RECONCILE_MUTANTS,
+    *HEALTH_MUTANTS,
+    *TALLIES_MUTANTS,
+    *WEB_MUTANTS,
+    *DOCTOR_MUTANTS,
+)
 # One in three every time, of all tables; all when they are asked for, which takes ten minutes.
 ALL = os.environ.get("MUTANTS") == "all"
 TRIED = EVERY if ALL else EVERY[::3]

@@ -33,6 +33,7 @@ from .rules import Rules
 from .selection import Selection
 from .sessions import Sessions
 from .sweeps import Sweeps
+from .tallies import Tallies
 from .teardowns import Quarantined, Teardowns
 from .turns import BegunTurn, Turns
 from .watch import Watch
@@ -81,6 +82,7 @@ class Store:
         self.watch = Watch(self.database, rules)
         self.health = ProviderHealth(self.database, rules)
         self.restore = Restore(self.database, rules, self.guard)
+        self.tallies = Tallies(self.database, rules)
         self.retention = Retention(self.database, rules)
         self.history = History(self.database)
         self.evidence = Evidence(self.database, rules, self.sessions)

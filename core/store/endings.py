@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, update
+from sqlalchemy import Row, select, update
 
 from ..events import Event, EventKind
 from ..model import SandboxState
 from ..schema import sandboxes
 from .database import Move
-from .rules import Rules, b
-from .sql import any_of
+from .rules import Rules, b, s
+from .sql import Earliest, any_of
 
 
 class Endings:
@@ -22,6 +22,8 @@ class Endings:
     """
 
     def __init__(self, rules: Rules) -> None:
+        # What was idle or too old for long is late from then on, whoever ends it now.
+        over_at = select(Earliest(rules.ends_at, rules.now)).where(s.id == b.session_id)
         self._close = (
             update(sandboxes)
             .where(
@@ -30,6 +32,7 @@ class Endings:
             )
             .values(
                 state=SandboxState.CLOSING.value,
+                over_at=over_at.scalar_subquery(),
                 closing_at=rules.now,
                 due_at=rules.now,
                 not_before=rules.now,

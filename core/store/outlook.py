@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, or_, select
+from sqlalchemy import ColumnElement, Select, false, func, or_, select
 
+from ..schema import events, installation
 from .clamps import Clamps
 from .database import Database
 from .sweeps import Sweeps
@@ -21,6 +22,7 @@ class Work:
     creates: bool  # that nobody finished in time
     closing: bool  # sandboxes to be torn down
     failing: bool  # quarantined ones, which are tried again
+    told: bool  # lines of the ledger that are not counted yet
 
 
 class Outlook:
@@ -34,6 +36,9 @@ class Outlook:
             _any(sweeps.creates).label("creates"),
             _any(sweeps.closing).label("closing"),
             _any(sweeps.failing).label("failing"),
+            func.coalesce(
+                _newest_event() > select(installation.c.told).scalar_subquery(), false()
+            ).label("told"),
         )
 
     def work(self) -> Work:
@@ -41,6 +46,10 @@ class Outlook:
         with self.database.look() as look:
             (row,) = look.all(self._look)
         return Work(**row._mapping)
+
+
+def _newest_event() -> ColumnElement[int]:
+    return select(func.max(events.c.id)).scalar_subquery()
 
 
 def _any(rows: Select[Any]) -> ColumnElement[bool]:

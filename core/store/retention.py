@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, bindparam, delete, exists, or_, select
+from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, update
 
-from ..schema import events, sandboxes, sessions, turns
+from ..schema import events, installation, sandboxes, sessions, turns
 from .database import Database
 from .rules import ENDED, GONE, UNHELD, Rules, b, locked, s
 from .sql import any_of
@@ -14,6 +14,7 @@ class Retention:
     """
     A session goes when it ended, and its last sandbox was confirmed gone, longer ago than the
     retention. Not earlier: a create that lands late must still find the row that condemns it.
+    And not before each of its lines was counted: nothing else has them.
     """
 
     def __init__(self, database: Database, rules: Rules) -> None:
@@ -24,9 +25,13 @@ class Retention:
             .where(b.session_id == s.id, or_(~GONE, b.gone_at > horizon))
             .correlate(sessions)
         )
+        told = select(installation.c.told).scalar_subquery()
+        counted = ~exists(
+            select(1).where(events.c.session_id == s.id, events.c.id > told).correlate(sessions)
+        )
         self._forgettable = locked(
             select(s.id)
-            .where(and_(ENDED, s.ended_at <= horizon), ~kept, UNHELD)
+            .where(and_(ENDED, s.ended_at <= horizon), counted, ~kept, UNHELD)
             .order_by(s.ended_at)
             .limit(bindparam("limit", type_=s.generation.type)),
             skip=True,
@@ -38,6 +43,11 @@ class Retention:
             delete(sessions).where(any_of(s.id, "ids")),
         )
 
+        # SQLite gives the id of a last row that was deleted to the next one, which must be counted.
+        last = func.coalesce(select(func.max(events.c.id)).scalar_subquery(), 0)
+        back = update(installation).values(told=last, seen=last).where(installation.c.told > last)
+        self._back = None if database.single_statement else back
+
     def purge(self, limit: int) -> int:
         """Delete at most `limit` sessions with all that belongs to them; returns how many."""
         with self.database.move() as move:
@@ -45,4 +55,6 @@ class Retention:
             if ids:
                 for statement in self._deletes:
                     move.run(statement, {"ids": ids})
+                if self._back is not None:
+                    move.run(self._back)
         return len(ids)

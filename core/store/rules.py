@@ -27,17 +27,17 @@ s, b, t = sessions.c, sandboxes.c, turns.c
 TICK = 0.001  # seconds; the finest that both databases keep
 
 
-def _constant(value: str) -> ColumnElement[str]:
-    # Written into the SQL text: a planner cannot match a parameter with a partial index.
+def constant(value: str) -> ColumnElement[str]:
+    """Written into the SQL text: a planner cannot match a parameter with a partial index."""
     return literal_column(f"'{value}'", String)
 
 
-ACTIVE = s.status == _constant(SessionStatus.ACTIVE.value)
-ENDED = s.status == _constant(SessionStatus.ENDED.value)
-CREATING = b.state == _constant(SandboxState.CREATING.value)
-CLOSING = b.state == _constant(SandboxState.CLOSING.value)
-GONE = b.state == _constant(SandboxState.GONE.value)
-RUNNING = b.state == _constant(SandboxState.RUNNING.value)
+ACTIVE = s.status == constant(SessionStatus.ACTIVE.value)
+ENDED = s.status == constant(SessionStatus.ENDED.value)
+CREATING = b.state == constant(SandboxState.CREATING.value)
+CLOSING = b.state == constant(SandboxState.CLOSING.value)
+GONE = b.state == constant(SandboxState.GONE.value)
+RUNNING = b.state == constant(SandboxState.RUNNING.value)
 OF_SESSION = and_(b.session_id == s.id, b.generation == s.generation)
 HAS_RUNNING = exists(select(1).where(OF_SESSION, RUNNING).correlate(sessions))
 OPEN_TURN = and_(t.ended_at.is_(None), t.session_id == s.id, t.generation == s.generation)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     ColumnElement,
     Dialect,
     Float,
@@ -59,6 +60,18 @@ class Identity(FunctionElement[str]):
 
     type = String()
     name = "identity"
+    inherit_cache = True
+
+
+class Writers(FunctionElement[Any]):
+    """
+    The transactions that may hold a line of the ledger which nobody else can see yet: a list of
+    names, of which none comes again. Whoever inserts has locked the table before it draws the
+    line's id, and lets go after its commit can be seen. SQLite has one writer: us.
+    """
+
+    type = JSON()
+    name = "writers"
     inherit_cache = True
 
 
@@ -144,6 +157,21 @@ def _(element: Identity, compiler: SQLCompiler, **options: Any) -> str:
         "(SELECT oid FROM pg_database WHERE datname = current_database()), "
         "to_regclass('installation')::oid) FROM pg_control_system())"
     )
+
+
+@compiles(Writers, "postgresql")
+def _(element: Writers, compiler: SQLCompiler, **options: Any) -> str:
+    return (
+        "(SELECT coalesce(json_agg(virtualtransaction), '[]') FROM pg_locks "
+        "WHERE relation = 'events'::regclass AND mode = 'RowExclusiveLock' "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+        "AND pid IS DISTINCT FROM pg_backend_pid())"
+    )
+
+
+@compiles(Writers, "sqlite")
+def _(element: Writers, compiler: SQLCompiler, **options: Any) -> str:
+    return "'[]'"
 
 
 @compiles(Identity, "sqlite")

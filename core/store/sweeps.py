@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -43,6 +44,7 @@ from .rules import (
     s,
 )
 from .sql import Latest, any_of, later
+from .tallies import Adding, Tally
 
 ACTOR = "sweep"
 LIMIT = bindparam("limit", type_=s.generation.type)
@@ -67,13 +69,14 @@ class Sweeps:
         self._prepare_creates(rules)
         self._prepare_fan_out(rules)
 
-    def pulse(self, *, stood_in: bool = False) -> int:
+    def pulse(self, added: Iterable[Tally] = (), *, stood_in: bool = False) -> int:
         """
-        Say that a sweep ran to its end: what the watchdog reads. One that stood in for the
-        scheduled ones must not hide that they do not run. Returns how many there were, ever.
+        Say that a sweep ran to its end: what the watchdog reads; with what it adds to the totals.
+        One that stood in for the scheduled ones must not hide that they do not run. Returns how
+        many there were, ever.
         """
         with self.database.single() as move:
-            row = move.one(self._stood_in if stood_in else self._pulse)
+            row = self._adding.run(move, self._stood_in if stood_in else self._pulse, added)
         return 0 if row is None else int(row.epoch)
 
     def mass_end(self) -> dict[str, int] | None:
@@ -188,8 +191,10 @@ class Sweeps:
 
     def _prepare_pulse(self, rules: Rules) -> None:
         count = update(installation).values(epoch=installation.c.epoch + 1)
-        self._pulse = count.values(swept_at=rules.now).returning(installation.c.epoch)
-        self._stood_in = count.values(stood_in_at=rules.now).returning(installation.c.epoch)
+        epoch = installation.c.epoch
+        self._adding = Adding(self.database)
+        self._pulse = self._adding.with_(count.values(swept_at=rules.now).returning(epoch))
+        self._stood_in = self._adding.with_(count.values(stood_in_at=rules.now).returning(epoch))
 
     def _prepare_breaker(self, rules: Rules) -> None:
         self._breaker_min = rules.policy.breaker_min

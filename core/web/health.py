@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse
 from .answers import HealthAnswer, ReadyAnswer
 from .desk import Desk
 from .gate import Admitted
-from .metrics import CONTENT_TYPE, exposition
+from .metrics import CONTENT_TYPE, Known, exposition
 from .readiness import OK
 from .requests import Nothing
 
@@ -37,6 +37,10 @@ async def metrics(caller: Admitted, _: Nothing) -> Response:
     desk = caller.desk
     store = desk.keeper.store
     pulse = await desk.quick(store.watch.pulse)
-    census = await desk.quick(desk.census)
-    text = exposition(pulse, census, late=pulse.late(store.policy.late_after))
-    return Response(text, media_type=CONTENT_TYPE)
+    known = Known(
+        pulse=pulse,
+        census=await desk.quick(desk.census),
+        totals=await desk.quick(store.tallies.totals),
+        late=pulse.late(store.policy.late_after),
+    )
+    return Response(exposition(known), media_type=CONTENT_TYPE)

@@ -124,7 +124,7 @@ def test_numbers_are_what_is_there(api: Api, keeper: Keeper, reaper: Reaper) -> 
     assert samples['sandkeeper_sandboxes{state="closing"}'] == "2"
     assert samples["sandkeeper_quarantined"] == "1"
     assert samples["sandkeeper_sweep_age_seconds"] == "0"
-    assert all(f"# TYPE {name} gauge" in lines for name in names)
+    assert {"sandkeeper_events_total", "sandkeeper_sweep_duration_seconds_bucket"} < names
 
 
 def test_a_process_that_answers_is_healthy(api: Api) -> None:

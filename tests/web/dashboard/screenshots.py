@@ -7,8 +7,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from core.engines import make_engine
 from core.migrations import upgrade
-from core.wiring import make_engine
 from tests import services
 from tests.services import Databases
 from tests.web.dashboard.chromium import Watched, browsing, crowded, found
