@@ -45,6 +45,7 @@ def test_every_limit_comes_from_the_setting_of_its_name() -> None:
         "breaker_min": 23,
         "breaker_ratio": 0.24,
         "late_after": 250.0,
+        "longest_pin": 251.0,
         "backstop": 26.0,
         "batch": 20,
     }
