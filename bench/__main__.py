@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tests.services import ServiceMissing
 
-from . import embedded, fanout, http, memory, peers, plot, reconcile, sweep, teardown, touch
+from . import embedded, fanout, memory, peers, plot, reconcile, sweep, teardown, touch, web
 from .figures import Figure, left_out, show
 from .ground import Ground, described, ground
 
@@ -21,7 +21,7 @@ BENCHES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     teardown.NAME: teardown.run,
     peers.NAME: peers.run,
     reconcile.NAME: reconcile.run,
-    http.NAME: http.run,
+    web.NAME: web.run,
     embedded.NAME: embedded.run,
     memory.NAME: memory.run,
 }

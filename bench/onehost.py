@@ -38,7 +38,7 @@ FROM numbers
 """,
 )
 NOTICE = """
-UPDATE sessions SET due_at = :earlier, last_activity_at = :earlier, noticed_at = :earlier,
+UPDATE sessions SET due_at = :due, last_activity_at = :earlier, noticed_at = :earlier,
     noticed_activity_at = :earlier
 WHERE id IN (SELECT id FROM sessions WHERE status = 'active' LIMIT :count)
 """
@@ -135,6 +135,7 @@ def _moments() -> dict[str, str]:
     now = datetime.now(UTC)
     moments = {
         "earlier": now - timedelta(days=1),
+        "due": now - timedelta(hours=1),
         "now": now,
         "later": now + timedelta(seconds=1800),
     }

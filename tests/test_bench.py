@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench import embedded, http, peers, plot, processes, reconcile, sweep, touch
+from bench import embedded, peers, plot, processes, reconcile, sweep, touch, web
 from bench.__main__ import BENCHES, main
 from bench.figures import Figure, amount, show
 from bench.ground import Ground
@@ -73,9 +73,9 @@ def test_heartbeats_over_http_are_measured_beside_a_bare_route(
 ) -> None:
     """Both are real servers, and every call was answered 200."""
     for name, value in {"TURNS": 16, "SECONDS": 1.0, "ROUNDS": 1}.items():
-        monkeypatch.setattr(http, name, value)
+        monkeypatch.setattr(web, name, value)
 
-    figures = list(http.run(here))
+    figures = list(web.run(here))
 
     assert len(figures) == 3
     assert all(figure.ours > 0 and figure.peer for figure in figures)
