@@ -9,7 +9,7 @@ HEALTH, UNDERTAKER, TEARDOWNS = (
     "core/teardown.py",
     "core/store/teardowns.py",
 )
-REAPER = "core/reaper.py"
+SWEEPS, REAPER = "core/store/sweeps.py", "core/reaper.py"
 PUBLICATIONS, CALLS = "core/store/publications.py", "core/store/calls.py"
 WATCH, WATCHDOG = "core/store/watch.py", "core/watchdog.py"
 BACKSTOP, BACKSTOPS, OPENINGS = (
@@ -392,9 +392,9 @@ HEALTH_MUTANTS = (
     Mutant(
         "what always fails is in the queue of the others",
         "F14: 10,000 that always fail delay nobody",
-        PUBLICATIONS,
-        """(table.c.state == literal_column("'closing'"), table.c.quarantined_at.is_(None))""",
-        """(table.c.state == literal_column("'closing'"),)""",
+        SWEEPS,
+        "self.closing = due.where(b.quarantined_at.is_(None))",
+        "self.closing = due",
         at("health", "what_always_fails_holds_nobody_up"),
     ),
     Mutant(
