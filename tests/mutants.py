@@ -474,7 +474,7 @@ MUTANTS = (
     Mutant(
         "the publish lease is not taken",
         "a sweep does not publish again what it just published",
-        "core/store/publications.py",
+        SWEEPS,
         ".values(due_at=rules.in_(rules.policy.publish_lease))",
         ".values(due_at=rules.now)",
         at(

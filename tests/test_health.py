@@ -43,7 +43,6 @@ def due(
     *,
     prefix: str = "s",
     provider: str = "fake",
-    tenant: str = "default",
     overdue: float = 0.0,
     quarantined: bool = False,
 ) -> list[str]:
@@ -51,7 +50,7 @@ def due(
     ids = [f"{prefix}-{number}" for number in range(count)]
     born = clock.now - timedelta(days=1)
     ended = {
-        "tenant": tenant,
+        "tenant": "default",
         "status": SessionStatus.ENDED.value,
         "generation": 1,
         "turn_count": 0,
@@ -65,7 +64,6 @@ def due(
     }
     closing = {
         "generation": 1,
-        "tenant": tenant,
         "provider": provider,
         "scope": "test-account",
         "spec": {},

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -229,31 +229,6 @@ def test_ending_a_batch_reads_that_batch(store: Store, mode: str) -> None:
 
     assert done == [(POLICY.batch, 0, 0, POLICY.batch)]
     expect_bounded(plans, 2 * POLICY.batch + SLACK)
-
-
-@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
-def test_publishing_reads_what_it_publishes_whatever_waits(crowded: Engine, mode: str) -> None:
-    """Of a backlog of 999: what there is room for, an entry a tenant, and what is in flight."""
-    bound = 100
-    store = Store(crowded, policy=replace(POLICY, in_flight=bound))
-    reaper = Reaper(store, {}, doorbell=lambda _: None)
-    with taken_back(store) as connection:
-        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
-        connection.execute(text(MAKE_CLOSING_DUE), {"due": 999})
-        connection.execute(
-            text(
-                "UPDATE sandboxes SET tenant = 'tenant-' || length(session_id) "
-                "WHERE state = 'closing' AND session_id < 'conv-2'"
-            )
-        )
-        reports = []
-
-        first = explained_each(connection, lambda: reports.append(reaper.sweep()))
-        second = explained_each(connection, lambda: reports.append(reaper.sweep()))
-
-    assert [report.published for report in reports] == [bound, 0]
-    expect_bounded(first, 2 * POLICY.batch + SLACK)
-    expect_bounded(second, bound + SLACK)
 
 
 def test_the_check_turns_red_with_a_clock_that_moves(
