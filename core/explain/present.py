@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 
 from ..events import EventKind
 from ..model import SandboxState
+from ..store.listings import OPENINGS
 from .answer import Activity, Limit, Point
 from .case import Case
 from .said import span
 
-OPENINGS = (EventKind.SESSION_OPENED.value, EventKind.SESSION_REOPENED.value)
 SAME = timedelta(seconds=0.05)  # between two statements of one move
 LAYERS = {"open": "by its own open()", "installation": "by the installation's default"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 from fastapi import Path, Response
@@ -9,6 +10,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import AfterValidator
 
 from ...events import EventKind
+from ...lifecycle import Keeper
 from ...model import check_reason, check_session_id
 from .bulk import minutes
 from .door import Acting, Looking, Visit
@@ -38,43 +40,39 @@ async def session(visit: Looking, session_id: Id) -> Response:
 async def end(act: Acting, session_id: Id) -> Response:
     """End this generation of it."""
     reason = check_reason(act.form.one("reason"))
-    await act.desk.page(act.expect, session_id)
-    await act.desk.slow(
-        act.desk.keeper.acting_as(act.actor).end,
-        session_id,
-        reason=reason,
-        generation=int(act.form.one("generation") or 0) or None,
-    )
-    return RedirectResponse(f"{base(act.request)}/sessions/{session_id}", 303)
+
+    def end_it(keeper: Keeper) -> object:
+        generation = int(act.form.one("generation") or 0) or None
+        return keeper.end(session_id, reason=reason, generation=generation)
+
+    return await _done(act, session_id, end_it)
 
 
 @router.post("/sessions/{session_id}/extend")
 async def extend(act: Acting, session_id: Id) -> Response:
     """Keep it for so many minutes from now."""
     reason, by = check_reason(act.form.one("reason")), minutes(act.form)
-    await act.desk.page(act.expect, session_id)
-    keeper = act.desk.keeper.acting_as(act.actor)
-    await act.desk.slow(keeper.extend, session_id, by, reason=reason)
-    return RedirectResponse(f"{base(act.request)}/sessions/{session_id}", 303)
+    return await _done(act, session_id, lambda it: it.extend(session_id, by, reason=reason))
 
 
 @router.post("/sessions/{session_id}/pin")
 async def pin(act: Acting, session_id: Id) -> Response:
     """Keep it from being ended by idleness for so many minutes."""
     reason, for_ = check_reason(act.form.one("reason")), minutes(act.form)
-    await act.desk.page(act.expect, session_id)
-    keeper = act.desk.keeper.acting_as(act.actor)
-    await act.desk.slow(keeper.pin, session_id, for_, reason=reason)
-    return RedirectResponse(f"{base(act.request)}/sessions/{session_id}", 303)
+    return await _done(act, session_id, lambda it: it.pin(session_id, for_, reason=reason))
 
 
 @router.post("/sessions/{session_id}/unpin")
 async def unpin(act: Acting, session_id: Id) -> Response:
     """Lift the pin: the next sweep looks at what else keeps it."""
     reason = check_reason(act.form.one("reason"))
+    return await _done(act, session_id, lambda it: it.unpin(session_id, reason=reason))
+
+
+async def _done(act: Acting, session_id: str, change: Callable[[Keeper], object]) -> Response:
+    """One change, in the name of who asks, of a session that is theirs to change."""
     await act.desk.page(act.expect, session_id)
-    keeper = act.desk.keeper.acting_as(act.actor)
-    await act.desk.slow(keeper.unpin, session_id, reason=reason)
+    await act.desk.slow(change, act.desk.keeper.acting_as(act.actor))
     return RedirectResponse(f"{base(act.request)}/sessions/{session_id}", 303)
 
 
