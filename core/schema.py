@@ -311,6 +311,20 @@ holds = Table(
     CheckConstraint("decision IS NOT NULL OR until IS NULL", name="until"),
 )
 
+# What callers were promised by a clock that has stepped back since, and may be put right again.
+earlier_promises = Table(
+    "earlier_promises",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("session_id", String(128), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("kind", String(9), nullable=False),
+    Column("until", UTCDateTime, nullable=False),
+    Column("at", UTCDateTime, nullable=False),  # by which clock that date was promised
+    CheckConstraint("kind IN ('extension', 'pin')", name="kind"),
+)
+Index("earlier_promises_of_session", earlier_promises.c.session_id)
+
 # What a provider has that carries our labels and that no row explains, until it is gone.
 orphans = Table(
     "orphans",

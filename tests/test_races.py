@@ -338,16 +338,15 @@ def test_a_sweep_that_was_stopped_takes_nobody_s_dates_for_the_future(
     """S1: its transaction had begun, and a session was opened before its next statement."""
     store = Store(pg_engine, policy=policy())
     clamps = store.clamps
-    with Keeper(store, provider) as keeper:
-        with store.database.move() as stopped:
-            stopped.connection.execute(text("SELECT now()"))
-            time.sleep(1.5)  # more than the second that clocks may differ by: nothing to wait for
-            keeper.open("conv")
-            before = keeper.get("conv")
-            stopped.run(clamps._clamp_sessions, {"limit": 10})
-        after = keeper.get("conv")
+    with Keeper(store, provider) as keeper, store.database.move() as stopped:
+        stopped.connection.execute(text("SELECT now()"))
+        time.sleep(1.5)  # more than the second that clocks may differ by: nothing to wait for
+        keeper.open("conv")
+        before = keeper.get("conv")
+        far = stopped.all(clamps._lock_far, {"limit": 10})
 
-    assert (after.last_activity_at, after.due_at) == (before.last_activity_at, before.due_at)
+    assert before.sandbox.state is SandboxState.RUNNING
+    assert far == []
 
 
 def test_a_late_failure_of_one_create_leaves_a_session_that_another_made_alone(
@@ -471,7 +470,8 @@ def test_openers_with_engines_of_their_own_make_one_sandbox(
 def test_sweeps_at_the_same_time_move_every_row_once(database_url: str) -> None:
     """Two beats, a queue that doubled its messages: each session is noticed and ended once."""
     cloud, rung = FakeCloud(), queue.SimpleQueue[tuple[str, int]]()
-    tight = policy(idle_ttl=0.001, confirm_interval=0.001, batch=7, breaker_min=1000)
+    # A pause of this process of a quarter of that looks like a jump of the clock: a second notice.
+    tight = policy(idle_ttl=0.001, confirm_interval=2.0, batch=7, breaker_min=1000)
     engines = [make_engine(database_url) for _ in range(4)]
     stores = [Store(engine, policy=tight) for engine in engines]
 
@@ -491,7 +491,7 @@ def test_sweeps_at_the_same_time_move_every_row_once(database_url: str) -> None:
     eventually(lambda: swept() >= 60, "all are ended")
 
     kinds = Counter((line.kind, line.session_id) for line in ledger(engines[0]))
-    assert set(kinds.values()) == {1}
+    assert [each for each, times in kinds.items() if times > 1] == []
     published = [rung.get() for _ in range(rung.qsize())]
     assert sorted(published) == sorted((f"conv-{number}", 1) for number in range(60))
     for engine in engines:

@@ -56,7 +56,9 @@ def test_everything_of_a_session_is_deleted_after_the_retention(
     assert purged == 1
     assert keeper.get("other").id == "other"
     assert rows(engine) == {
-        **dict.fromkeys(("api_tokens", "holds", "orphans", "providers", "turns"), 0),
+        **dict.fromkeys(
+            ("api_tokens", "earlier_promises", "holds", "orphans", "providers", "turns"), 0
+        ),
         "sessions": 1,
         "sandboxes": 1,
         "events": 2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ..events import EventKind
 from ..model import EndReason, SandboxState
@@ -62,6 +62,8 @@ def _keeps(case: Case) -> str:
         return "an extension keeps it"
     if ends_at == case.facts.age_ends:
         return "its max age ends later, and its last activity keeps it"
+    if ends_at > session.last_activity_at + timedelta(seconds=session.idle_ttl):
+        return "what was promised before the database's clock stepped back keeps it"
     return "its last activity keeps it"
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Select, bindparam, or_, select, update
 
 from ..schema import orphans, providers, sandboxes, sessions
 from .database import Database
+from .promises import Promises
 from .rules import ACTIVE, CLOSING, CREATING, RUNNING, Rules, b, locked, s
 from .sql import Earliest, any_of
 
@@ -19,6 +20,7 @@ class Clamps:
 
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
+        self._promises = Promises(rules)
         self.far: list[Select[Any]] = []  # the rows that have one, without their locks
         self._prepare_sessions(rules)
         self._prepare_backstops(rules)
@@ -30,8 +32,11 @@ class Clamps:
         with self.database.move() as move:
             for clamp in self._clamp_waits:
                 move.run(clamp)
-            far = [row.id for row in move.all(self._clamp_sessions, {"limit": limit})]
+            rows = move.all(self._lock_far, {"limit": limit})
+            far = [row.id for row in rows]
             if far:
+                self._promises.set_aside(move, [row.id for row in rows if row.overtaken])
+                move.run(self._clamp_sessions, {"ids": far})
                 move.run(self._clamp_backstops, {"ids": far})
             clamps = (self._clamp_creates, *self._clamp_sandboxes)
             return len(far) + sum(move.run(clamp, {"limit": limit}) for clamp in clamps)
@@ -45,15 +50,16 @@ class Clamps:
             .order_by(s.due_at.desc())
         )
         self.far.append(far)
+        marked = far.add_columns(rules.overtaken.label("overtaken"))
+        self._lock_far = locked(marked.limit(LIMIT), skip=True)
         self._clamp_sessions = (
             update(sessions)
-            .where(s.id.in_(locked(far.limit(LIMIT), skip=True)))
+            .where(any_of(s.id, "ids"))
             .values(
                 due_at=rules.now,
                 last_activity_at=Earliest(s.last_activity_at, rules.now),
                 **rules.promises,
             )
-            .returning(s.id)
         )
 
     def _prepare_backstops(self, rules: Rules) -> None:

@@ -11,6 +11,7 @@ from ..events import EventKind
 from ..model import Session
 from ..schema import sessions
 from .database import Database
+from .promises import Promises
 from .rules import ACTIVE, Rules, s
 from .sessions import Sessions, session_event
 from .sql import Earliest, Latest
@@ -22,6 +23,7 @@ class Pins:
     def __init__(self, database: Database, rules: Rules, session_store: Sessions) -> None:
         self.database = database
         self.sessions = session_store
+        self._promises = Promises(rules)
         this = s.id == bindparam("session_id")
         asked = rules.in_(bindparam("seconds", type_=rules.seconds))
         wished = Latest(asked, func.coalesce(rules.pinned_until, asked))
@@ -61,6 +63,7 @@ class Pins:
         """
         pin = {"session_id": session_id, "seconds": seconds, "owner": owner, "reason": reason}
         with self.database.move() as move:
+            self._promises.set_aside(move, [session_id])
             row = move.one(self._pin, pin)
             session = self.sessions.seen(move, session_id)
             if row is None:
@@ -76,6 +79,7 @@ class Pins:
         with self.database.move() as move:
             row = move.one(self._unpin, {"session_id": session_id})
             if row is not None:
+                self._promises.lift_pins(move, session_id)
                 kind = EventKind.SESSION_UNPINNED
                 move.record(session_event(kind, session_id, row.generation, actor, **why))
             return self.sessions.seen(move, session_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, update
 
-from ..schema import events, installation, sandboxes, sessions, turns
+from ..schema import earlier_promises, events, installation, sandboxes, sessions, turns
 from .database import Database
 from .rules import ENDED, GONE, UNHELD, Rules, b, locked, s
 from .sql import any_of
@@ -39,6 +39,7 @@ class Retention:
         self._deletes = (
             delete(events).where(any_of(events.c.session_id, "ids")),
             delete(turns).where(any_of(turns.c.session_id, "ids")),
+            delete(earlier_promises).where(any_of(earlier_promises.c.session_id, "ids")),
             delete(sandboxes).where(any_of(b.session_id, "ids")),
             delete(sessions).where(any_of(s.id, "ids")),
         )

@@ -20,11 +20,12 @@ from sqlalchemy import (
 
 from ..model import SandboxState, SessionStatus
 from ..policy import Policy
-from ..schema import holds, installation, sandboxes, sessions, turns
+from ..schema import earlier_promises, holds, installation, sandboxes, sessions, turns
 from .sql import Earliest, Identity, Latest, Seconds, later
 
-s, b, t = sessions.c, sandboxes.c, turns.c
+s, b, t, e = sessions.c, sandboxes.c, turns.c, earlier_promises.c
 TICK = 0.001  # seconds; the finest that both databases keep
+EXTENSION, PIN = "extension", "pin"  # the kinds of promises
 
 
 def constant(value: str) -> ColumnElement[str]:
@@ -70,15 +71,20 @@ class Rules:
         self.active_at_most = Earliest(s.last_activity_at, self.in_(policy.confirm_interval))
         # So many seconds were promised, and the date says when they are over by the clock of then:
         # where that stepped back since, they count from now.
-        promised_at = func.coalesce(s.extended_at, s.last_activity_at)
-        self.extended_until, extended_at = self._kept(s.extended_until, promised_at, s.extended_at)
-        self.pinned_until, pinned_at = self._kept(s.pinned_until, s.pinned_at, s.pinned_at)
+        self.extended_at = func.coalesce(s.extended_at, s.last_activity_at)
+        self.extended_until = self._counted(s.extended_until, self.extended_at)
+        self.pinned_until = self._counted(s.pinned_until, s.pinned_at)
         self.promises = {  # for an UPDATE that puts right what such a clock wrote
             "extended_until": self.extended_until,
-            "extended_at": extended_at,
+            "extended_at": self._since(s.extended_at, self.extended_at),
             "pinned_until": self.pinned_until,
-            "pinned_at": pinned_at,
+            "pinned_at": self._since(s.pinned_at, s.pinned_at),
         }
+        # Its promises are set aside first: that clock may be put right.
+        self.overtaken = or_(
+            and_(s.extended_until.is_not(None), self.ahead(self.extended_at)),
+            and_(s.pinned_until.is_not(None), self.ahead(s.pinned_at)),
+        )
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
         idle_at = later(s.last_activity_at, s.idle_ttl)
         kept_until = Latest(idle_at, *(func.coalesce(each, idle_at) for each in self.kept()))
@@ -99,17 +105,27 @@ class Rules:
 
     def kept(self) -> tuple[ColumnElement[datetime], ...]:
         """Until when callers were promised to have it, whether it is idle or not; may be NULL."""
-        return self.extended_until, self.pinned_until
+        earlier = (
+            select(func.max(e.until))
+            .where(e.session_id == s.id, e.generation == s.generation, ~self.ahead(e.at))
+            .correlate(sessions)
+            .scalar_subquery()
+        )
+        return self.extended_until, self.pinned_until, earlier
 
-    def _kept(
-        self,
-        until: ColumnElement[datetime],
-        promised_at: ColumnElement[datetime],
-        at: ColumnElement[datetime],
-    ) -> tuple[ColumnElement[datetime], ColumnElement[datetime]]:
-        stepped_back = promised_at > self.in_(self.policy.confirm_interval)
-        counted = later(until, Seconds(promised_at, self.now))
-        return case((stepped_back, counted), else_=until), case((stepped_back, self.now), else_=at)
+    def ahead(self, at: ColumnElement[datetime]) -> ColumnElement[bool]:
+        """Whether this clock, which showed that moment once, has stepped back since."""
+        return at > self.in_(self.policy.confirm_interval)
+
+    def _counted(
+        self, until: ColumnElement[datetime], at: ColumnElement[datetime]
+    ) -> ColumnElement[datetime]:
+        return case((self.ahead(at), later(until, Seconds(at, self.now))), else_=until)
+
+    def _since(
+        self, column: ColumnElement[datetime], at: ColumnElement[datetime]
+    ) -> ColumnElement[datetime]:
+        return case((self.ahead(at), self.now), else_=column)
 
     def in_(self, seconds: Any) -> ColumnElement[datetime]:
         """So many seconds from now."""

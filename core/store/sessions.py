@@ -19,6 +19,7 @@ from ..model import (
 from ..schema import sandboxes, sessions
 from .database import Database, Move
 from .endings import Endings
+from .promises import Promises
 from .rules import ACTIVE, FRESH, OF_SESSION, Rules, b, s
 from .sql import Earliest, Latest
 
@@ -41,6 +42,7 @@ class Sessions:
     def __init__(self, database: Database, rules: Rules, installation: str) -> None:
         self.database = database
         self.installation = installation
+        self._promises = Promises(rules)
         self._this = s.id == bindparam("session_id")
         self._view = (
             select(
@@ -87,6 +89,7 @@ class Sessions:
         """Keep it for so long from now, at most until its max age; the ledger keeps a reason."""
         why = {} if reason is None else {"reason": reason}
         with self.database.move() as move:
+            self._promises.set_aside(move, [session_id])
             row = move.one(self._extend, {"session_id": session_id, "seconds": seconds})
             session = self.seen(move, session_id)
             if row is None:

@@ -30,6 +30,7 @@ from ..timekeeper import UNWATCHED, Watched
 from .database import Database
 from .endings import Endings
 from .health import blocked
+from .promises import Promises
 from .rules import (
     ACTIVE,
     CLOSING,
@@ -62,6 +63,7 @@ class Sweeps:
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
         self._endings = Endings(rules)
+        self._promises = Promises(rules)
         self._now = select(rules.now.label("now"))
         self._prepare_pulse(rules)
         self._prepare_breaker(rules)
@@ -134,6 +136,7 @@ class Sweeps:
             noticed = move.all(self._notice, {**ids, "since": watched.since}) if left else []
             move.record(*(_noticed(row.id, row.generation) for row in noticed))
             left -= len(noticed)
+            self._promises.set_aside(move, [row.id for row in rows if row.overtaken])
             rearmed = move.run(self._rearm, ids) if left else 0
             left -= rearmed
             if left:
@@ -214,7 +217,8 @@ class Sweeps:
     def _prepare_sessions(self, rules: Rules) -> None:
         self.due = select(s.id).where(ACTIVE, s.due_at <= rules.now).order_by(s.due_at)
         self._due_sessions = self.due.limit(LIMIT)
-        self._lock_due = locked(self._due_sessions.where(s.due_at <= BEGAN, WANTED), skip=True)
+        marked = self._due_sessions.add_columns(rules.overtaken.label("overtaken"))
+        self._lock_due = locked(marked.where(s.due_at <= BEGAN, WANTED), skip=True)
         these = any_of(s.id, "ids")
         # Not the bare column: what the last statistics had not seen due is taken for rare, and
         # every batch would read all that is due, to find its own few by the wrong index.

@@ -5,8 +5,8 @@ read from the database or from the log of the system.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from core.turn import Turn
 from tests.simulation.scheduler import Process
@@ -50,14 +50,38 @@ class Trust:
 
 
 @dataclass(kw_only=True)
+class Extended:
+    """
+    A promise to keep a session, by each clock that the database has had since: until when, and
+    what that clock showed when it was made, or stepped back under it.
+    """
+
+    by_clock: list[tuple[datetime, datetime]]
+    lasts: float  # until when it holds, if that clock makes no jump
+
+    def stepped(self, now: datetime) -> None:
+        """So many seconds were promised: what lies ahead of the clock counts from now on."""
+        until, at = self.by_clock[-1]
+        if at > now:
+            self.by_clock.append((until - (at - now), now))
+
+    def until(self, shown: datetime) -> datetime:
+        """The longest that was promised by a clock that had shown no more than that."""
+        return max(until for until, at in self.by_clock if at <= shown)
+
+
+@dataclass(kw_only=True)
 class Promised:
     """What was acknowledged for one generation: by the database's clock, as callers see it."""
 
     generation: int
     active_at: datetime
-    extended_until: datetime | None = None
-    extended_at: datetime | None = None
-    lasts: float = 0.0  # until when it is extended at least, if that clock makes no jump
+    extensions: list[Extended] = field(default_factory=list)
+
+    def extended(self, now: datetime, shown: datetime, passed: float) -> datetime | None:
+        """Until when it is to be kept at least, where that is not over by any clock."""
+        asked = (each.until(shown) for each in self.extensions if each.lasts > passed)
+        return max((until for until in asked if until > now), default=None)
 
 
 class Books:
@@ -93,18 +117,11 @@ class Books:
         """So long it was promised to be kept."""
         known = self.promised.get(session_id)
         if known is not None and known.generation == generation and until is not None:
-            known.extended_until = max(until, known.extended_until or until)
-            known.extended_at = now
-            known.lasts = max(known.lasts, lasts)
+            known.extensions.append(Extended(by_clock=[(until, now)], lasts=lasts))
 
-    def clock_stepped(self, seconds: float, now: datetime) -> None:
-        """
-        What lies in the future of a clock that was set back counts from now on, and what was
-        promised until a date may step back with it: it lasts as long as it was asked for.
-        """
+    def clock_stepped(self, now: datetime) -> None:
+        """What lies in the future of a clock that was set back counts from now on."""
         for known in self.promised.values():
             known.active_at = min(known.active_at, now)
-            if known.extended_until is not None and known.extended_at is not None:
-                ahead = max(timedelta(0), known.extended_at - now)
-                known.extended_until -= ahead
-                known.extended_at -= ahead
+            for extended in known.extensions:
+                extended.stepped(now)

@@ -149,11 +149,12 @@ class Judge:
         session = self.rows.sessions.get(row.session_id)
         if known is None or session is None or known.generation != row.generation:
             return
+        now = self.server.clock()
         until = known.active_at + timedelta(seconds=session.idle_ttl)
-        until = max(until, known.extended_until or until)
+        until = max(until, known.extended(now, now, self.scheduler.now) or until)
         if (row.session_id, row.generation) in self.from_elsewhere:
             return
-        if until > self.server.clock() and not self.server.stepped:
+        if until > now and not self.server.stepped:
             self.broken("S1", f"{row} expired, and was promised until {until}")
 
     def absent(self, name: str, account: str) -> None:

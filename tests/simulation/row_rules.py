@@ -203,7 +203,7 @@ class RowRules:
         assert new.ended_at is not None, "whoever ends it says when"
         ended = moment(new.ended_at)  # a clock that is watched steps also before the commit
         self._confirmed(actor, ended, old)
-        self._kept(ended, new)
+        self._kept(actor, ended, new)
         for trust in trusts:
             self._unheard(trust, new, actor)
 
@@ -233,13 +233,14 @@ class RowRules:
             if sandbox and box.external_id == sandbox.external_id and box.dead_at is None:
                 self.judge.broken("S4", f"{old.id} ended as lost, and {box} lives")
 
-    def _kept(self, now: datetime, new: SessionRow) -> None:
+    def _kept(self, actor: Actor, now: datetime, new: SessionRow) -> None:
         known = self.judge.books.promised.get(new.id)
         if known is None or known.generation != new.generation or new.end_reason != "idle":
             return
-        lasts = known.extended_until is not None and known.extended_until > now + TICK
-        if lasts and known.lasts > self.judge.scheduler.now:
-            self.judge.broken("S1", f"{new.id} was extended until {known.extended_until}: {new}")
+        shown = now + timedelta(seconds=actor.process.confirm_interval)
+        until = known.extended(now + TICK, shown, self.judge.scheduler.now)
+        if until is not None:
+            self.judge.broken("S1", f"{new.id} was extended until {until}: {new}")
         if known.active_at + timedelta(seconds=new.idle_ttl) > now + TICK:
             self.judge.broken("S5", f"{new.id} was active at {known.active_at}: {new}")
 

@@ -117,7 +117,7 @@ class World:
 
     def step_clock(self, seconds: float) -> None:
         self.server.step_clock(seconds)
-        self.judge.books.clock_stepped(seconds, self.server.clock())
+        self.judge.books.clock_stepped(self.server.clock())
 
     def swing_clock(self, seconds: float, back: float) -> None:
         self.moments.swing(seconds, back)
