@@ -607,8 +607,8 @@ MUTANTS = (
         "dates of the future stay",
         "L1: a clock that steps back delays, it does not forget",
         CLAMPS,
-        "            .where(s.id.in_(locked(far.limit(LIMIT), skip=True)))\n",
-        '            .where(s.id.in_(locked(far.limit(LIMIT), skip=True)), s.id == "")\n',
+        "locked(marked.limit(LIMIT), skip=True)",
+        'locked(marked.where(s.id == "").limit(LIMIT), skip=True)',
         at("reaper", "a_clock_that_steps_back_delays_nothing_beyond_one_idle_time"),
     ),
     Mutant(
