@@ -639,8 +639,8 @@ MUTANTS = (
         "a sweep takes what comes due after it began",
         "S5: nothing ends that the breaker did not count",
         SWEEPS,
-        "self._due_sessions.where(s.due_at <= BEGAN, WANTED)",
-        "self._due_sessions.where(or_(BEGAN.is_not(None), WANTED), WANTED)",
+        "marked.where(s.due_at <= BEGAN, WANTED)",
+        "marked.where(or_(BEGAN.is_not(None), WANTED), WANTED)",
         at(
             "guard",
             "a_sweep_that_takes_longer_than_the_confirmation_ends_nobody_unasked",
