@@ -201,6 +201,14 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a promise that changes nothing counts from then",
+        "S1: a clock that was ahead for a moment takes nothing",
+        RULES,
+        "return case((and_(until > wished, ~self.ahead(at)), at), else_=self.now)",
+        "return self.now",
+        at("promises", "a_promise_that_changes_nothing_takes_nothing", on="sqlite-pin"),
+    ),
+    Mutant(
         "a pin that was lifted comes back with the clock",
         "unpin: it is lifted",
         PINS,

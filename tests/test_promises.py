@@ -129,6 +129,22 @@ def test_one_promise_takes_no_other_s_place_while_the_clock_is_behind(
     assert lives(reaper, keeper, clock, 580)
 
 
+def test_a_promise_that_changes_nothing_takes_nothing(
+    keeper: Keeper, reaper: Reaper, clock: FrozenClock, promise: Promise
+) -> None:
+    """S1: asked for while the clock is ahead for a moment, when less seems to be left."""
+    keeper.open("conv", idle_ttl=IDLE)
+    promise(keeper.store, 600)
+    clock.advance(500)
+    promise(keeper.store, 10)
+    dip(reaper, clock, 500)
+
+    lived = lives(reaper, keeper, clock, 580)
+
+    assert lived
+    assert not lives(reaper, keeper, clock, 300)
+
+
 def test_what_was_promised_to_one_generation_keeps_no_other(
     keeper: Keeper, reaper: Reaper, clock: FrozenClock, promise: Promise
 ) -> None:

@@ -32,7 +32,7 @@ class Pins:
             .where(this, rules.usable)
             .values(
                 pinned_until=Earliest(wished, func.coalesce(rules.age_ends, wished)),
-                pinned_at=rules.now,
+                pinned_at=rules.made_at(s.pinned_until, s.pinned_at, asked),
                 pinned_by=bindparam("owner"),
                 pin_reason=bindparam("reason"),
                 noticed_at=null(),

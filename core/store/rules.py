@@ -117,6 +117,17 @@ class Rules:
         """Whether this clock, which showed that moment once, has stepped back since."""
         return at > self.in_(self.policy.confirm_interval)
 
+    def made_at(
+        self,
+        until: ColumnElement[datetime],
+        at: ColumnElement[datetime],
+        wished: ColumnElement[datetime],
+    ) -> ColumnElement[datetime]:
+        """By which clock a promise is made that is asked for beside an earlier one."""
+        # One that changes nothing has the date of the earlier one: in a jump of the clock it would
+        # look as if less had been left.
+        return case((and_(until > wished, ~self.ahead(at)), at), else_=self.now)
+
     def _counted(
         self, until: ColumnElement[datetime], at: ColumnElement[datetime]
     ) -> ColumnElement[datetime]:

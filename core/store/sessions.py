@@ -149,7 +149,7 @@ class Sessions:
             .where(self._this, rules.usable)
             .values(
                 extended_until=Earliest(wished, func.coalesce(rules.age_ends, wished)),
-                extended_at=rules.now,
+                extended_at=rules.made_at(s.extended_until, rules.extended_at, asked),
                 noticed_at=null(),
                 noticed_activity_at=null(),
             )

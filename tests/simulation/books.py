@@ -49,25 +49,14 @@ class Trust:
         )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Extended:
-    """
-    A promise to keep a session, by each clock that the database has had since: until when, and
-    what that clock showed when it was made, or stepped back under it.
-    """
+    """A promise to keep a session: by the database's clock, and in seconds of the world."""
 
-    by_clock: list[tuple[datetime, datetime]]
-    lasts: float  # until when it holds, if that clock makes no jump
-
-    def stepped(self, now: datetime) -> None:
-        """So many seconds were promised: what lies ahead of the clock counts from now on."""
-        until, at = self.by_clock[-1]
-        if at > now:
-            self.by_clock.append((until - (at - now), now))
-
-    def until(self, shown: datetime) -> datetime:
-        """The longest that was promised by a clock that had shown no more than that."""
-        return max(until for until, at in self.by_clock if at <= shown)
+    until: datetime
+    at: datetime  # what that clock showed then, at most
+    since: float
+    lasts: float  # until when, if that clock makes no jump
 
 
 @dataclass(kw_only=True)
@@ -77,11 +66,6 @@ class Promised:
     generation: int
     active_at: datetime
     extensions: list[Extended] = field(default_factory=list)
-
-    def extended(self, now: datetime, shown: datetime, passed: float) -> datetime | None:
-        """Until when it is to be kept at least, where that is not over by any clock."""
-        asked = (each.until(shown) for each in self.extensions if each.lasts > passed)
-        return max((until for until in asked if until > now), default=None)
 
 
 class Books:
@@ -105,23 +89,13 @@ class Books:
         if known.generation == generation:
             known.active_at = max(known.active_at, at)
 
-    def extended(
-        self,
-        session_id: str,
-        generation: int,
-        until: datetime | None,
-        now: datetime,
-        *,
-        lasts: float,
-    ) -> None:
+    def extended(self, session_id: str, generation: int, extended: Extended) -> None:
         """So long it was promised to be kept."""
         known = self.promised.get(session_id)
-        if known is not None and known.generation == generation and until is not None:
-            known.extensions.append(Extended(by_clock=[(until, now)], lasts=lasts))
+        if known is not None and known.generation == generation:
+            known.extensions.append(extended)
 
     def clock_stepped(self, now: datetime) -> None:
         """What lies in the future of a clock that was set back counts from now on."""
         for known in self.promised.values():
             known.active_at = min(known.active_at, now)
-            for extended in known.extensions:
-                extended.stepped(now)

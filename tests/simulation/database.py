@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Protocol
 
 from tests.simulation.faults import Fault, Faults
@@ -79,10 +80,19 @@ class Server:
         """The earliest that anything since can have taken for the time."""
         return EPOCH + timedelta(seconds=since + min(self.off_by(since)))
 
-    def latest(self, actor: Actor) -> datetime:
+    def may_show(self, actor: Actor) -> datetime:
         """The latest that it can have."""
         assert actor.opened_at is not None, "only while it is open"
-        return EPOCH + timedelta(seconds=self.scheduler.now + max(self.off_by(actor.opened_at)))
+        return self.latest(actor.opened_at)
+
+    def latest(self, since: float) -> datetime:
+        """The latest that anything since can have taken for the time."""
+        return EPOCH + timedelta(seconds=self.scheduler.now + max(self.off_by(since)))
+
+    def jumped_ahead(self, since: float) -> float:
+        """So many seconds altogether, which no clock that steps back gives back."""
+        offs = self.off_by(since)
+        return sum(max(0.0, after - before) for before, after in pairwise(offs))
 
     def off_by(self, since: float) -> list[float]:
         """By how many seconds the clock was off, at any time since."""

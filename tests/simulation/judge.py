@@ -17,7 +17,8 @@ S4  `gone` is only written after the cloud itself, asked in the right account, h
     only when there is none; what no row explains lives for its grace.
 S5  The sweep ends what an earlier look noticed, no activity since, a confirm interval later, and
     never before what was acknowledged (a touch, a turn, an extension) has run out. An extension
-    lasts for as many seconds as were asked for, unless the clock jumps ahead over its date.
+    lasts for as many seconds as were asked for, less those that the clock jumped ahead since;
+    and until its date, as often as the clock steps back and is put right, or jumps and falls back.
 L   When faults have stopped: every session ended, every sandbox gone, nothing of ours alive. No
     date that a clock wrote which was set back since keeps anything for longer.
 H1  Who is told of a move can find it committed; gone events, gone rows and the cloud agree.
@@ -26,13 +27,13 @@ H1  Who is told of a move can find it committed; gone events, gone rows and the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from core.errors import InvalidSpec
 from core.events import Event, EventKind
 from core.model import SandboxState, Session, sandbox_name
 from core.turn import Turn
-from tests.simulation.books import Asked, Books, Trust
+from tests.simulation.books import Asked, Books, Extended, Promised, Trust
 from tests.simulation.cloud import OURS, Box, Cloud
 from tests.simulation.database import Server
 from tests.simulation.faults import Fault
@@ -56,6 +57,7 @@ NOT_MOVES = {
     EventKind.OTHER_INSTALLATIONS,
 }
 FOUND_WITHIN = 150.0  # seconds without faults: two reconciles, and an operator who says yes
+TICK = 0.002  # seconds: dates are kept to the millisecond
 STOPPED_FOR_LONG = 50.0  # seconds, in which a holder cannot have its sandbox's TTL extended
 
 
@@ -151,7 +153,7 @@ class Judge:
             return
         now = self.server.clock()
         until = known.active_at + timedelta(seconds=session.idle_ttl)
-        until = max(until, known.extended(now, now, self.scheduler.now) or until)
+        until = max(until, self.kept_until(known, now) or until)
         if (row.session_id, row.generation) in self.from_elsewhere:
             return
         if until > now and not self.server.stepped:
@@ -190,13 +192,29 @@ class Judge:
     def extended(self, asked: Asked, session: Session, seconds: float) -> None:
         """extend() has returned."""
         self._was_active(asked, "extend")
-        until = session.extended_until
-        if until is not None:  # it may have stepped back with the clock before the answer came
-            highest = max(self.server.off_by(asked.at))
-            until += timedelta(seconds=min(0.0, self.server.step - highest))
-        now = self.server.clock()
-        lasts = asked.at + seconds
-        self.books.extended(session.id, session.generation, until, now, lasts=lasts)
+        assert session.extended_until is not None
+        extended = Extended(
+            until=session.extended_until,
+            at=self.server.latest(asked.at),
+            since=asked.at,
+            lasts=asked.at + seconds,
+        )
+        self.books.extended(session.id, session.generation, extended)
+
+    def kept_until(self, known: Promised, shown: datetime) -> datetime | None:
+        """
+        Until when it was promised to be kept, where that is not over, by a clock that may have
+        shown so much.
+        """
+        passed = self.scheduler.now
+        for each in known.extensions:
+            if each.lasts > passed + self.server.jumped_ahead(each.since) + TICK:
+                return each.until
+        # What was promised last is what the row says, unless a jump ahead was over it.
+        last = known.extensions[-1] if known.extensions else None
+        if last is None or last.at > shown or last.until <= self.server.latest(last.since):
+            return None
+        return last.until
 
     def began(self, asked: Asked, turn: Turn, ceiling: float) -> Trust:
         """A turn has begun, and its holder goes to work."""

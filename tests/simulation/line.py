@@ -117,7 +117,7 @@ class Wire:
             self.cut("the commit failed")
             self._check_broken()
         if server.owner is self:
-            now = server.latest(scheduler.actor)
+            now = server.may_show(scheduler.actor)
             server.release("COMMIT")
             scheduler.note("COMMIT")
             server.committed(scheduler.actor, now)

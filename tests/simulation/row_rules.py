@@ -238,7 +238,7 @@ class RowRules:
         if known is None or known.generation != new.generation or new.end_reason != "idle":
             return
         shown = now + timedelta(seconds=actor.process.confirm_interval)
-        until = known.extended(now + TICK, shown, self.judge.scheduler.now)
+        until = self.judge.kept_until(known, shown)
         if until is not None:
             self.judge.broken("S1", f"{new.id} was extended until {until}: {new}")
         if known.active_at + timedelta(seconds=new.idle_ttl) > now + TICK:
