@@ -14,6 +14,7 @@ from core.engines import opened
 from core.events import Event, EventKind
 from core.model import check_session_id
 from tasks.commands import Context, as_json, cell, plain, show, told
+from tasks.completion import completion, session_ids
 from tasks.doctor.command import doctor
 from tasks.explained import print_explanation, print_rehearsal
 from tasks.providers import providers
@@ -107,7 +108,7 @@ def sessions_ls(context: Context, status: str | None, after: str, limit: int, js
 
 
 @sessions.command("show")
-@click.argument("session_id")
+@click.argument("session_id", shell_complete=session_ids)
 @as_json
 @click.pass_obj
 @told
@@ -126,7 +127,7 @@ def sessions_show(context: Context, session_id: str, json_: bool) -> None:  # no
 
 
 @sessions.command("explain")
-@click.argument("session_id")
+@click.argument("session_id", shell_complete=session_ids)
 @as_json
 @click.pass_obj
 @told
@@ -140,7 +141,7 @@ def sessions_explain(context: Context, session_id: str, json_: bool) -> None:  #
 
 
 @sessions.command("end")
-@click.argument("session_id")
+@click.argument("session_id", shell_complete=session_ids)
 @click.option("--reason", default="ended by an operator", show_default=True)
 @click.pass_obj
 @told
@@ -151,7 +152,7 @@ def sessions_end(context: Context, session_id: str, reason: str) -> None:
 
 
 @sessions.command("extend")
-@click.argument("session_id")
+@click.argument("session_id", shell_complete=session_ids)
 @click.argument("seconds", type=float)
 @click.pass_obj
 @told
@@ -162,7 +163,7 @@ def sessions_extend(context: Context, session_id: str, seconds: float) -> None:
 
 
 @sessions.command("pin")
-@click.argument("session_id")
+@click.argument("session_id", shell_complete=session_ids)
 @click.argument("seconds", type=float)
 @click.option("--reason", required=True, help="Why: everybody sees it.")
 @click.option("--owner", help="Whose pin it is; you when left out.")
@@ -177,7 +178,7 @@ def sessions_pin(
 
 
 @sessions.command("unpin")
-@click.argument("session_id")
+@click.argument("session_id", shell_complete=session_ids)
 @click.pass_obj
 @told
 def sessions_unpin(context: Context, session_id: str) -> None:
@@ -233,7 +234,7 @@ def quarantine_ls(context: Context, limit: int, json_: bool) -> None:  # noqa: F
 
 
 @quarantine.command("retry")
-@click.argument("session_id", required=False)
+@click.argument("session_id", required=False, shell_complete=session_ids)
 @click.option("--all", "all_", is_flag=True, help="All of them.")
 @click.pass_obj
 @told
@@ -270,7 +271,7 @@ def up(context: Context, concurrency: int, host: str, port: int, no_api: bool) -
     raise SystemExit(supervise(commands(concurrency=concurrency, api=api)))
 
 
-for command in (breaker, doctor, orphans, providers, reconcile, serve, tokens):
+for command in (breaker, completion, doctor, orphans, providers, reconcile, serve, tokens):
     main.add_command(command)
 
 

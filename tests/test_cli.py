@@ -288,3 +288,39 @@ def test_a_sweep_says_when_the_broker_is_away(
     result = operator.types("sweep")
 
     assert "no broker" in result.stderr
+
+
+def completed(operator: Operator, *words: str) -> list[str]:
+    """What Tab offers behind these words, of which the last is not whole."""
+    shell = {"COMP_WORDS": " ".join(["sandkeeper", *words]), "COMP_CWORD": str(len(words))}
+    environ = {**operator.environ, **shell, "_SANDKEEPER_COMPLETE": "bash_complete"}
+    result = CliRunner(env=environ).invoke(main, prog_name="sandkeeper")
+    return [line.partition(",")[2] for line in result.stdout.splitlines() if line]
+
+
+def test_session_ids_are_completed(operator: Operator, keeper: Keeper) -> None:
+    """What was typed is their beginning; the others are not offered."""
+    for name in ("conv-1", "conv-2", "other"):
+        keeper.open(name)
+
+    assert completed(operator, "sessions", "end", "conv") == ["conv-1", "conv-2"]
+    assert completed(operator, "sessions", "end", "nobody") == []
+    assert completed(operator, "sessions", "exp") == ["explain"]
+
+
+def test_completion_without_a_database_offers_nothing(operator: Operator, tmp_path: Path) -> None:
+    """A keystroke is no place for a traceback, and makes no database."""
+    missing = tmp_path / "missing.db"
+    operator.environ["SANDKEEPER_DATABASE_URL"] = f"sqlite:///{missing}"
+
+    assert completed(operator, "sessions", "end", "conv") == []
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
+def test_the_script_of_a_shell_is_printed(operator: Operator, shell: str) -> None:
+    """It is what the shell evaluates, for the command as it was called."""
+    printed = operator.types("completion", shell)
+
+    assert printed.exit_code == 0
+    assert "_SANDKEEPER_COMPLETE" in printed.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from core.providers.registry import BUILT_IN
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("core", "tasks", "celeryconfig")
+IN_CELERY = ("breaker", "quarantine", "sandkeeper", "sessions")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,7 @@ def test_the_command_and_the_providers_are_registered(site: Path) -> None:
     ).splitlines()
 
     assert sorted(loaded) == [
+        *(f"celery.commands {name} True" for name in sorted(IN_CELERY)),
         "console_scripts sandkeeper True",
         *(f"sandkeeper.providers {name} True" for name in sorted(BUILT_IN)),
     ]
@@ -139,6 +142,46 @@ def test_the_celery_app_finds_its_settings_and_tasks(site: Path) -> None:
 
     assert {"sandkeeper.reap_idle_sessions", "sandkeeper.teardown_sandbox"} <= set(tasks.split())
     assert "sandkeeper+filesystem://" in tasks
+
+
+def celery(site: Path, database: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Celery's own command, where only the wheel and its dependencies can be imported."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("SANDKEEPER_")}
+    where = {"PYTHONPATH": str(site), "SANDKEEPER_DATABASE_URL": f"sqlite:///{database}"}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "celery", "-A", "sandkeeper.tasks", *arguments],
+        cwd=database.parent,
+        env={**variables, **where},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_line_is_a_plug_in_of_celery_s(site: Path, tmp_path: Path) -> None:
+    """`celery -A sandkeeper.tasks sessions ls`, and whatever else under a name of our own."""
+    database = tmp_path / "sandkeeper.db"
+
+    upgraded = celery(site, database, "sandkeeper", "db", "upgrade")
+    listed = celery(site, database, "sessions", "ls", "--json")
+    unknown = celery(site, database, "sessions", "show", "nobody")
+    helped = celery(site, database, "--help").stdout
+
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert (listed.returncode, json.loads(listed.stdout)) == (0, [])
+    assert (unknown.returncode, "nobody" in unknown.stderr) == (1, True)
+    assert [name for name in IN_CELERY if f" {name} " not in helped] == []
+
+
+def test_celery_s_commands_wait_for_no_plug_in_of_ours(site: Path) -> None:
+    """Each of them loads all plug-ins of an environment: commands are imported when called."""
+    loaded = python(
+        site,
+        "import sys; from sandkeeper.tasks.plugin import sessions; "
+        "print('sandkeeper.tasks.cli' in sys.modules, 'fastapi' in sys.modules)",
+    )
+
+    assert loaded == "False False"
 
 
 def test_no_text_names_a_module_of_ours() -> None:
