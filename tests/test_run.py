@@ -313,6 +313,42 @@ def test_the_callers_python_path_stays_behind_ours(
     assert paths == [str(ROOT), "/their/modules"]
 
 
+@pytest.mark.parametrize(("cores", "processes"), [(2, 3), (4, 6), (1, 1), (None, 1)])
+def test_three_processes_share_the_tests_of_two_cores(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, cores: int | None, processes: int
+) -> None:
+    """Many tests wait for others; on a machine that cannot be counted there is still one."""
+    monkeypatch.setattr(run.os, "cpu_count", lambda: cores)
+
+    assert run.testers() == processes
+
+
+def test_every_check_is_run_and_those_that_failed_are_named(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they say is shown apart and in order, though they run side by side."""
+    monkeypatch.setattr(run, "ensure", lambda environment: None)
+
+    def look(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        failed = "mypy" in arguments
+        return subprocess.CompletedProcess(arguments, int(failed), "wrong\n" if failed else "")
+
+    monkeypatch.setattr(run, "look", look)
+
+    assert run.check() == 1
+
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "== format",
+        "== lint",
+        "== types",
+        "wrong",
+        "== imports",
+        "== generated pages",
+        "== failed: types",
+    ]
+
+
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-test.lock"])
 def test_locks_carry_hashes_and_no_address(name: str) -> None:
     """Every entry is pinned by hash, and no package index is prescribed to the user."""

@@ -34,6 +34,16 @@ with services.start_postgresql() as database, services.start_valkey() as broker:
 """
 
 
+OWNER = """
+import sys
+from tests.services import Databases
+
+databases = Databases(sys.argv[1], lambda url: None)
+print(databases._url(databases._template), flush=True)
+sys.stdin.read()
+"""
+
+
 def until(condition: Callable[[], bool], *, limit: float = 20.0) -> None:
     """Wait for a state of other processes; they tell nobody when they are gone."""
     end = time.monotonic() + limit
@@ -55,6 +65,15 @@ def make_notes(url: str) -> None:
     """A migration, as small as can be."""
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE notes (text TEXT)")
+
+
+def is_dropped(url: str) -> bool:
+    """Whether the server has no such database; one that lets nobody in is still there."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError as error:
+        return "does not exist" in str(error)
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -230,10 +249,39 @@ def test_a_database_is_dropped_under_a_connection_that_was_left_open(databases: 
     with databases.fresh() as url:
         leaked = psycopg.connect(url)
 
+    until(lambda: is_dropped(url))
     with closing(leaked), pytest.raises(psycopg.OperationalError):
         leaked.execute("SELECT 1")
-    with pytest.raises(psycopg.OperationalError, match="does not exist"):
-        psycopg.connect(url)
+
+
+def test_databases_are_gone_when_their_tests_are(postgresql_server: Service) -> None:
+    """Whoever closes them may stop the server: nothing is still being dropped."""
+    databases = Databases(postgresql_server.url, make_notes)
+    with databases.fresh() as first, databases.fresh() as second:
+        pass
+
+    databases.close()
+
+    assert all(map(is_dropped, (first, second, databases._url(databases._template))))
+
+
+def test_databases_are_dropped_for_a_process_that_was_killed(postgresql_server: Service) -> None:
+    """A kill -9 of the tests leaves no template on a server that is not theirs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, postgresql_server.url],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        assert owner.stdout is not None
+        url = owner.stdout.readline().strip()
+        there = not is_dropped(url)
+
+        owner.kill()
+
+    assert there
+    until(lambda: is_dropped(url))
 
 
 def test_databases_can_be_made_at_the_same_time(databases: Databases) -> None:
