@@ -10,7 +10,19 @@ from rich.console import Console
 
 from tests.services import ServiceMissing
 
-from . import embedded, fanout, memory, peers, plot, reconcile, sweep, teardown, touch, web
+from . import (
+    dashboard,
+    embedded,
+    fanout,
+    memory,
+    peers,
+    plot,
+    reconcile,
+    sweep,
+    teardown,
+    touch,
+    web,
+)
 from .figures import Figure, left_out, show
 from .ground import Ground, described, ground
 
@@ -22,6 +34,7 @@ BENCHES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     peers.NAME: peers.run,
     reconcile.NAME: reconcile.run,
     web.NAME: web.run,
+    dashboard.NAME: dashboard.run,
     embedded.NAME: embedded.run,
     memory.NAME: memory.run,
 }

@@ -24,7 +24,8 @@ SELECT lpad(n::text, 26, '0'), 'conv-' || n, 1, 'fake', 'test-account', '{}', 'b
     CASE WHEN n %% 100 = 0 THEN now() + interval '15 minutes' END,
     CASE WHEN n %% 100 = 0 THEN now() + interval '15 minutes' END,
     0, 0, now() - interval '1 day', now() - interval '1 day',
-    CASE WHEN n %% 10 = 0 THEN now() - interval '1 hour' END,
+    CASE WHEN n %% 100 = 0 THEN now() - interval '1 minute'
+        WHEN n %% 10 = 0 THEN now() - interval '1 hour' END,
     CASE WHEN n %% 10 = 0 AND n %% 100 > 0 THEN now() - interval '1 hour' END
 FROM generate_series(%(first)s::int, %(last)s::int) AS n
 """,

@@ -183,6 +183,24 @@ WEB_MUTANTS = (
         tests=(f"{PAGES}who_may_read_changes_nothing[/sessions/act]",),
     ),
     Mutant(
+        name="a dashboard tries any tenant's quarantine again",
+        promise="a token of one tenant touches that tenant's alone",
+        file="core/web/dashboard/quarantine.py",
+        old="tenant = visit.tenant or self.tenant",
+        new="tenant = self.tenant",
+        tests=(f"{PAGES}one_tenant_s_quarantine_is_its_own",),
+    ),
+    Mutant(
+        name="a teardown that is tried for ever is never overdue",
+        promise="what is not gone after three sweeps and one teardown is seen",
+        file="core/store/overdue.py",
+        old="return or_(due_at <= self._since, closing_at <= self._stuck_since)",
+        new="return due_at <= self._since",
+        tests=(
+            "tests/test_overview.py::test_a_teardown_that_is_tried_again_and_again_waits_too_long",
+        ),
+    ),
+    Mutant(
         name="a dashboard acts on any tenant's session",
         promise="404 across tenants",
         file=DOOR,

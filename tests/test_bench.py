@@ -14,12 +14,13 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench import embedded, peers, plot, processes, reconcile, sweep, touch, web
+from bench import dashboard, embedded, peers, plot, processes, reconcile, sweep, touch, web
 from bench.__main__ import BENCHES, main
 from bench.figures import Figure, amount, show
 from bench.ground import Ground
 from tests.conftest import unavailable
 from tests.services import Service, ServiceMissing
+from tests.web.dashboard.chromium import found
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +80,23 @@ def test_heartbeats_over_http_are_measured_beside_a_bare_route(
 
     assert len(figures) == 3
     assert all(figure.ours > 0 and figure.peer for figure in figures)
+
+
+@pytest.mark.skipif(found() is None, reason="no Chromium here")
+def test_the_dashboard_is_measured_as_a_browser_has_it(
+    here: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every page at each size, the second beside the first; the one with a limit has it."""
+    small(monkeypatch, dashboard, ROUNDS=1, AGED=())
+
+    figures = list(dashboard.run(here, (90, 180)))
+
+    assert len(figures) == 2 * 2 * len(dashboard.PAGES)
+    assert all(figure.ours > 0 for figure in figures)
+    assert [(figure.what, figure.target) for figure in figures if figure.target] == [
+        ("Fleet of 90, painted", "≤ 1")
+    ]
+    assert all((figure.peer is not None) == (figure.live == 180) for figure in figures)
 
 
 def small(monkeypatch: pytest.MonkeyPatch, bench: ModuleType, **sizes: object) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
+from sqlalchemy import text
 
 from core.lifecycle import Keeper
 from core.model import SandboxState, SessionStatus
 from core.reaper import Reaper
-from core.store import Store, selection
+from core.store import Store, overdue, selection, standing
 from core.store.overview import IDLE, MINUTES
 from core.store.selection import Wish
 from tests.fakes import FrozenClock
@@ -42,9 +46,11 @@ def test_one_tenant_s_fleet_has_nothing_of_another_s(keeper: Keeper, store: Stor
         keeper.remote.begin(name, holder="h")
     keeper.end("c")
 
-    of = store.overview.of_tenant("other")
+    of, every = store.standings.of_tenant("other"), store.standings.of_all()
 
-    assert (of.running, of.closing, of.creating, of.quarantined) == (1, 1, 0, 0)
+    assert (of.active, of.running, of.closing, of.creating, of.quarantined) == (1, 1, 1, 0, 0)
+    assert (every.active, every.running, every.closing, every.orphans) == (2, 2, 1, 0)
+    assert of.orphans is None
     assert store.overview.in_turn("other") == 1
     assert store.overview.in_turn() == 2
     assert sum(store.overview.forecast(1, "other").idle) == 1
@@ -58,10 +64,10 @@ def test_what_waits_is_what_no_sweep_in_time_left(
     keeper.open("over")
     keeper.end("over")
     clock.advance(store.policy.late_after)
-    none = store.overview.waiting()
+    none = store.overdue.waiting()
 
     clock.advance(61)
-    found = store.overview.waiting()
+    found = store.overdue.waiting()
 
     assert (none.sessions, none.closing) == (0, 1)
     assert (found.sessions, found.creating, found.closing, found.untried) == (1, 0, 1, 1)
@@ -70,6 +76,94 @@ def test_what_waits_is_what_no_sweep_in_time_left(
         "idle",
         "over",
     }
+
+
+def test_a_teardown_that_is_tried_again_and_again_waits_too_long(
+    keeper: Keeper, store: Store, clock: FrozenClock
+) -> None:
+    """Each attempt puts its next date off: what counts is since when it is closing."""
+    for name in ("stuck", "lately"):
+        keeper.open(name)
+    keeper.end("stuck")
+    waits: list[int] = []
+    longest = store.policy.late_after + store.policy.claim_ttl
+    while clock() < FrozenClock().now + timedelta(seconds=longest + 60):
+        claim = store.teardowns.claim("stuck", 1, "w")
+        assert claim is not None
+        store.teardowns.release(claim, "Unavailable: 503", 20, actor="w")
+        waits.append(store.overdue.waiting().total)
+        clock.advance(20)
+    keeper.end("lately")
+
+    found = store.overdue.waiting()
+
+    assert waits[0] == 0
+    assert waits[-1] == 1
+    assert (found.sessions, found.creating, found.closing, found.untried) == (0, 0, 1, 0)
+    assert found.worst is not None
+    assert (found.worst.session_id, found.worst.last_error) == ("stuck", "Unavailable: 503")
+    assert found.worst.seconds >= longest
+    matches = store.selection.page(Wish(overdue=True), limit=9).matches
+    assert [one.id for one in matches] == ["stuck"]
+    assert store.selection.count(Wish(overdue=True)) == (1, False)
+
+
+def test_what_is_beyond_counting_is_told_by_statistics(
+    keeper: Keeper, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL roughly how many, on SQLite that there are more; never a row of each."""
+    for number in range(12):
+        keeper.open(f"s-{number}", tenant="acme")
+    monkeypatch.setattr(standing, "MOST", 5)
+    monkeypatch.setattr(standing, "MOST_OF_TENANT", 3)
+    with store.database.move() as move:
+        move.connection.execute(text("ANALYZE"))
+
+    every, of = store.standings.of_all(), store.standings.of_tenant("acme")
+
+    known = 12 if store.database.single_statement else 5
+    assert (every.active, every.running, every.most) == (5, 5, 5)
+    assert every.about == {"active": known, "running": known}
+    assert (of.active, of.running, of.most, of.about) == (3, 3, 3, {})
+
+
+@pytest.mark.parametrize("few", [2000, 2])
+def test_what_is_overdue_is_found_at_once(
+    keeper: Keeper,
+    store: Store,
+    clock: FrozenClock,
+    monkeypatch: pytest.MonkeyPatch,
+    few: int,
+) -> None:
+    """The one among many is on the first page, whatever its id; many are found either way."""
+    monkeypatch.setattr(selection, "STRETCH", 2)
+    monkeypatch.setattr(selection, "STEPS", 2)
+    for number in range(20):
+        keeper.open(f"s-{number:02}", tenant="acme", idle_ttl=9e6 if number != 18 else 60)
+    keeper.open("s-19-over", idle_ttl=9e6)
+    keeper.end("s-19-over")
+    clock.advance(store.policy.late_after + 120)
+    monkeypatch.setattr(overdue, "FEW", few)
+    fresh = Store(store.database.engine, policy=store.policy, clock=lambda: clock.now)
+
+    def ids(**wish: Any) -> list[str]:
+        after: str | None = ""
+        found: list[str] = []
+        steps = 0
+        while after is not None and steps < 99:
+            part = fresh.selection.page(Wish(overdue=True, **wish), after=after, limit=9)
+            found += [one.id for one in part.matches]
+            after, steps = part.behind, steps + 1
+            if few > 2:
+                assert after is None
+        return found
+
+    assert ids() == ["s-18", "s-19-over"]
+    assert ids(tenant="acme") == ["s-18"]
+    assert ids(status=SessionStatus.ENDED) == ["s-19-over"]
+    assert ids(state=SandboxState.CLOSING) == ["s-19-over"]
+    assert ids(prefix="s-19") == ["s-19-over"]
+    assert fresh.selection.count(Wish(overdue=True), steps=99) == (2, False)
 
 
 def test_what_is_far_apart_is_found_in_several_steps(

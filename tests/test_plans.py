@@ -22,7 +22,7 @@ from core.lifecycle import Keeper
 from core.model import SandboxState, SessionStatus, TurnOutcome
 from core.policy import Policy
 from core.reaper import Reaper
-from core.store import Store, overview, selection
+from core.store import Store, overdue, overview, quarantine, selection, standing
 from core.store.listings import Listings
 from core.store.selection import Wish
 from tests.crowd import fill
@@ -406,6 +406,8 @@ def test_a_tenant_s_lists_read_what_is_that_tenant_s(store: Store, mode: str) ->
         Wish(state=SandboxState.CLOSING),
         Wish(status=SessionStatus.ACTIVE, idle=86400.0),
         Wish(prefix="nobody"),
+        Wish(state=SandboxState.GONE),
+        Wish(status=SessionStatus.ACTIVE, tenant="default", state=SandboxState.RUNNING),
         Wish(overdue=True),
     ],
     ids=str,
@@ -421,26 +423,100 @@ def test_a_filtered_page_reads_a_stretch_at_a_time(
         plans = explained_each(connection, lambda: store.selection.page(wish, limit=50))
 
     assert plans
-    for plan in plans.values():
+    for sql, plan in plans.items():
         read = rows_read(plan)
+        whole = {"Seq Scan sessions", "Seq Scan sandboxes", "Seq Scan turns"} & {*scans(plan)}
+        assert not whole, (wish, sql)
         assert read.get("sessions", 0) <= 1_000 + SLACK, (wish, read)
         assert read.get("sandboxes", 0) <= 1_000 + SLACK, (wish, read)
+
+
+@pytest.mark.parametrize("due", [10, 9_000])
+def test_the_overdue_are_found_by_when_they_were_due(store: Store, due: int) -> None:
+    """Few are all on the first page, however many sessions there are; many are everywhere."""
+    with taken_back(store) as connection:
+        connection.execute(
+            text(
+                "UPDATE sessions SET due_at = now() - interval '2 hours' WHERE id IN "
+                "(SELECT 'conv-' || (n * 10 + 1) FROM generate_series(1, :due) AS n)"
+            ),
+            {"due": due},
+        )
+        connection.execute(text("UPDATE sandboxes SET closing_at = now() WHERE state = 'closing'"))
+        found = []
+
+        plans = explained_each(
+            connection, lambda: found.append(store.selection.page(Wish(overdue=True), limit=50))
+        )
+
+    assert len(found[0].matches) == min(due, 50)
+    assert (found[0].behind is None) == (due < 50)
+    # Few: the closing that are due first are looked through, LOTS of them at most.
+    few = max(3 * due, SESSIONS // 100)
+    expect_bounded(plans, (few if due < overdue.FEW else selection.STRETCH) + SLACK)
+
+
+def test_the_quarantine_reads_what_is_in_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundredth of all here, and no row of the rest; the planner may read them all to sort."""
+    monkeypatch.setattr(quarantine, "STRETCH", 20)
+    monkeypatch.setattr(quarantine, "SAMPLED", 20)
+    among = quarantine.Among(tenant="acme", provider="fake", error="AuthFailed")
+    with taken_back(store) as connection:
+        connection.execute(
+            text(
+                "UPDATE sandboxes SET quarantined_at = now() - interval '1 second' * "
+                "(key::int % 9973) WHERE state = 'closing'"
+            )
+        )
+        connection.execute(text("ANALYZE sandboxes"))
+        plans = explained_each(
+            connection,
+            lambda: (
+                store.quarantine.page(among, limit=50),
+                store.quarantine.count(quarantine.Among()),
+                store.quarantine.choices(),
+            ),
+        )
+
+    expect_bounded(plans, 2 * SESSIONS // 100 + SLACK)
+
+
+def test_one_tenant_s_fleet_reads_so_much_and_no_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a tenant that has everything, and of one that has nothing."""
+    monkeypatch.setattr(standing, "MOST", 2_000)
+    monkeypatch.setattr(standing, "MOST_OF_TENANT", 500)
+    with taken_back(store) as connection:
+        plans = explained_each(
+            connection, lambda: [store.standings.of_tenant(name) for name in ("default", "acme")]
+        )
+
+    for plan in plans.values():
+        assert max(rows_read(plan).values()) <= 2_000 + 2 * 500 + SLACK, scans(plan)
 
 
 def test_fleet_counts_what_few_rows_tell(crowded: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits, who is in a turn and what ends soon: none of it reads a row of each session."""
     monkeypatch.setattr(overview, "LOTS", 1_000)
+    monkeypatch.setattr(overdue, "LOTS", 1_000)
+    monkeypatch.setattr(standing, "MOST", 500)
     monkeypatch.setattr(overview, "SAMPLE", 2_000)
     store = Store(crowded, policy=POLICY)
     found = store.overview.forecast(SESSIONS * 9 // 10)
 
     with taken_back(store) as connection:
         plans = explained_each(
-            connection, lambda: (store.overview.waiting(), store.overview.in_turn())
+            connection,
+            lambda: (
+                store.overdue.waiting(),
+                store.overview.in_turn(),
+                store.standings.of_all(),
+            ),
         )
 
     for plan in plans.values():
-        assert max(rows_read(plan).values()) <= 1_000 + SLACK
+        assert max(rows_read(plan).values(), default=0) <= 1_000 + SLACK
     assert found.sampled is not None
     assert 500 < found.sampled < 6_000
     assert sum(found.idle) == pytest.approx(SESSIONS * 0.9, rel=0.01)

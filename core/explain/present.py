@@ -48,7 +48,8 @@ def _state_of_ended(case: Case) -> tuple[str, str]:
         return "claimed", f"{ended}, and {box.claimed_by} is tearing its sandbox down."
     said = "" if box.last_error is None else f": {box.last_error}"
     if box.quarantined_at is not None:
-        failed = f"its teardown failed {box.attempts} times and is in quarantine{said}"
+        often = "once" if box.attempts == 1 else f"{box.attempts} times"
+        failed = f"its teardown failed {often} and is in quarantine{said}"
         return "quarantined", f"{ended}, and {failed}. It is tried again all the same."
     if box.last_error is not None:
         return "retrying", f"{ended}, and its teardown failed and is tried again{said}."

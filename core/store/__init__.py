@@ -24,14 +24,17 @@ from .inventory import Inventory
 from .openings import Openings, Wanted
 from .orphans import Orphans
 from .outlook import Outlook
+from .overdue import Overdue
 from .overview import Overview
 from .pins import Pins
+from .quarantine import Quarantine
 from .records import Records
 from .restore import Restore
 from .retention import Retention
 from .rules import Rules
 from .selection import Selection
 from .sessions import Sessions
+from .standing import Standings
 from .sweeps import Sweeps
 from .tallies import Tallies
 from .teardowns import Quarantined, Teardowns
@@ -87,7 +90,10 @@ class Store:
         self.history = History(self.database)
         self.evidence = Evidence(self.database, rules, self.sessions)
         self.overview = Overview(self.database, rules)
-        self.selection = Selection(self.database, rules)
+        self.standings = Standings(self.database)
+        self.overdue = Overdue(self.database, rules)
+        self.selection = Selection(self.database, rules, self.overdue)
+        self.quarantine = Quarantine(self.database)
         self.records = Records(self.database)
 
 

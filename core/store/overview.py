@@ -1,5 +1,5 @@
 """
-The fleet at one look, for people: what waits too long, and what ends soon. Nothing here reads more
+The fleet at one look, for people: who is in a turn, and what ends soon. Nothing here reads more
 than some ten thousand rows, however many there are; a larger fleet is estimated from a sample.
 """
 
@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import (
     Column,
-    ColumnElement,
     Double,
     FromClause,
     Select,
@@ -28,31 +27,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import visitors
 
-from ..schema import events, holds, installation, sandboxes, sessions, turns
+from ..schema import events, holds, installation, sessions, turns
 from .database import Database, Move
-from .rules import ACTIVE, CLOSING, CREATING, OF_SESSION, RUNNING, Rules, b, s, t
+from .overdue import LOTS
+from .rules import ACTIVE, Rules, s, t
 from .sql import Seconds, Whole
 
-LOTS = 10_000  # rows, up to which is counted
 SAMPLE = 20_000  # sessions, from which the rest is estimated
 MINUTES = 30  # of the forecast
 IDLE = (60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0)  # seconds: the edges of the histogram
 _percent = bindparam("percent", type_=Double)
 _tenant = s.tenant == bindparam("tenant", type_=String)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """What is due for longer than a sweep that runs lets it be; each at most LOTS."""
-
-    sessions: int = 0
-    creating: int = 0
-    closing: int = 0
-    untried: int = 0  # of those that are closing: nobody has tried to tear them down
-
-    @property
-    def total(self) -> int:
-        return self.sessions + self.creating + self.closing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +52,11 @@ class Forecast:
     sampled: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class OfTenant:
-    """What one tenant has; each at most LOTS."""
-
-    creating: int
-    running: int
-    closing: int
-    quarantined: int
-
-
 class Overview:
     """Reads only. With `tenant` it is that tenant's fleet."""
 
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
-        self._late = rules.in_(-rules.policy.late_after)
         self._rules = rules
         asked = select(func.count()).select_from(holds).where(holds.c.until.is_(None))
         self._stamp = select(
@@ -113,34 +87,6 @@ class Overview:
         with self.database.look() as look:
             counted = select(func.count(turn.c.session_id.distinct()))
             return int(look.connection.execute(counted, of).scalar_one())
-
-    def waiting(self) -> Waiting:
-        """What is overdue."""
-        late = self._late
-        closing = and_(CLOSING, b.quarantined_at.is_(None), b.due_at <= late)
-        query = select(
-            _up_to(select(s.id).where(ACTIVE, s.due_at <= late)).label("sessions"),
-            _up_to(select(b.key).where(CREATING, b.due_at <= late)).label("creating"),
-            _up_to(select(b.key).where(closing)).label("closing"),
-            _up_to(select(b.key).where(closing, b.attempts == 0)).label("untried"),
-        )
-        with self.database.look() as look:
-            return Waiting(**look.connection.execute(query).one()._mapping)
-
-    def of_tenant(self, tenant: str) -> OfTenant:
-        """The sandboxes of one tenant by state."""
-        settled = b.quarantined_at.is_(None)
-        where: dict[str, ColumnElement[bool]] = {
-            "creating": CREATING,
-            "running": RUNNING,
-            "closing": and_(CLOSING, settled),
-            "quarantined": and_(CLOSING, ~settled),
-        }
-        ours = select(b.key).join_from(sessions, sandboxes, OF_SESSION).where(_tenant)
-        counts = [_up_to(ours.where(rule)).label(name) for name, rule in where.items()]
-        with self.database.look() as look:
-            row = look.connection.execute(select(*counts), {"tenant": tenant}).one()
-        return OfTenant(**row._mapping)
 
     def forecast(self, active: int, tenant: str | None = None) -> Forecast:
         """When active sessions end, of which there are about so many."""
@@ -185,10 +131,6 @@ class Overview:
 
 def _in_turn(rules: Rules) -> Select[Any]:
     return select(t.session_id).join_from(turns, sessions, and_(rules.live_turn, ACTIVE))
-
-
-def _up_to(query: Select[Any]) -> ColumnElement[int]:
-    return select(func.count()).select_from(query.limit(LOTS).subquery()).scalar_subquery()
 
 
 def _in(source: FromClause, rule: Any) -> Any:

@@ -16,10 +16,8 @@ from sqlalchemy import (
     Row,
     Select,
     String,
-    and_,
     bindparam,
     func,
-    or_,
     select,
 )
 
@@ -27,14 +25,18 @@ from ..model import SandboxState, SessionStatus
 from ..schema import sandboxes, sessions, turns
 from .database import Database, Move
 from .listings import STATES
-from .rules import ACTIVE, CLOSING, CREATING, OF_SESSION, Rules, b, s, t
-from .sql import Seconds
+from .overdue import Overdue
+from .rules import ACTIVE, OF_SESSION, Rules, b, s, t
+from .sql import Seconds, any_of
 
 STRETCH = 20_000  # ids that one step looks at
 STEPS = 5  # for one page
+_upto = bindparam("upto", type_=String)
 UNSETTLED = frozenset({SandboxState.CREATING, SandboxState.CLOSING})
 # As the index says it: SQLite compares the words.
 _UNSETTLED = b.state.in_(["creating", "closing"])
+# As a value, not a join: for that a planner may read the sandboxes of everybody.
+_state = select(b.state).where(OF_SESSION).correlate(sessions).scalar_subquery()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,22 @@ class Found:
     looked: int = 0  # ids, where not all could be looked at
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Ids from behind one up to another, None for all that are left; of these alone if it says."""
+
+    after: str
+    upto: str | None = None
+    ids: Sequence[str] | None = None
+
+
 class Selection:
     """Reads only."""
 
-    def __init__(self, database: Database, rules: Rules) -> None:
+    def __init__(self, database: Database, rules: Rules, overdue: Overdue) -> None:
         self.database = database
         self._rules = rules
+        self._overdue = overdue
         self._after = bindparam("after", type_=String)
         self._limit = bindparam("limit", type_=Integer)
         open_turns = (
@@ -94,7 +106,7 @@ class Selection:
             s.tenant,
             s.status,
             s.generation,
-            b.state.label("sandbox"),
+            _state.label("sandbox"),
             open_turns.label("turns_open"),
             Seconds(s.last_activity_at, rules.now).label("idle"),
             Seconds(rules.now, rules.ends_at).label("ends_in"),
@@ -108,35 +120,40 @@ class Selection:
         found: list[Match] = []
         looked = 0
         with self.database.look() as look:
-            for start, upto in self._stretches(look, wish, after):
+            for stretch in self._stretches(look, wish, after):
                 looked += STRETCH
-                found += self._matches(look, wish, start, upto, limit + 1 - len(found))
+                found += self._matches(look, wish, stretch, limit + 1 - len(found))
                 if len(found) > limit:
                     return Found(matches=found[:limit], behind=found[limit - 1].id)
-                if upto is None:
+                if stretch.upto is None:
                     return Found(matches=found, behind=None)
-                after = upto
+                after = stretch.upto
         return Found(matches=found, behind=after, looked=looked)
 
     def count(self, wish: Wish, *, steps: int = STEPS) -> tuple[int, bool]:
         """How many match, and whether there may be more: so many steps were not enough."""
         total = 0
         with self.database.look() as look:
-            for start, upto in self._stretches(look, wish, "", steps):
-                query = self._wanted(select(func.count().label("found")), wish, upto)
-                total += look.connection.execute(query, _of(wish, start, upto)).scalar_one()
-                if upto is None:
+            for stretch in self._stretches(look, wish, "", steps):
+                query = self._wanted(select(func.count().label("found")), wish, stretch)
+                total += look.connection.execute(query, _of(wish, stretch)).scalar_one()
+                if stretch.upto is None:
                     return total, False
         return total, True
 
     def _stretches(
         self, look: Move, wish: Wish, after: str, steps: int = STEPS
-    ) -> Iterator[tuple[str, str | None]]:
-        """From behind which id up to which, None for all that is left; so many of them at most."""
+    ) -> Iterator[Stretch]:
+        """One after the other, so many of them at most."""
+        ids = self._overdue.ids(look) if wish.overdue else None
+        if ids is not None:
+            yield Stretch(after, None, ids)
+            return
         for _ in range(steps):
-            last = look.one(self._end_of_stretch(wish), {**_of(wish, after), "limit": STRETCH - 1})
+            of = {**_of(wish, Stretch(after)), "limit": STRETCH - 1}
+            last = look.one(self._end_of_stretch(wish), of)
             upto = None if last is None else str(last.id)
-            yield after, upto
+            yield Stretch(after, upto)
             if upto is None:
                 return
             after = upto
@@ -158,43 +175,42 @@ class Selection:
             found.append(ACTIVE)
         return found
 
-    def _wanted(self, query: Select[Any], wish: Wish, upto: str | None) -> Select[Any]:
+    def _wanted(self, query: Select[Any], wish: Wish, stretch: Stretch) -> Select[Any]:
         # Another statement for each wish, not parameters that may be null: a plan fits its words.
         rules = self._rules
-        query = query.select_from(sessions).join(sandboxes, OF_SESSION)
-        # Said of both tables, so that either is read in this stretch alone.
-        query = query.where(s.id > self._after, b.session_id > self._after, *self._indexed(wish))
-        if upto is not None:
-            end = bindparam("upto", type_=String)
-            query = query.where(s.id <= end, b.session_id <= end)
+        query = query.select_from(sessions).where(s.id > self._after, *self._indexed(wish))
+        if stretch.upto is not None:
+            query = query.where(s.id <= _upto)
+        if stretch.ids is not None:
+            query = query.where(any_of(s.id, "ids"))
+        elif wish.overdue:
+            query = query.where(self._overdue.rule)
         if wish.status is not None:
             # Not ENDED: purge's index, which has no order of ids, would be read as a whole.
             query = query.where(ACTIVE if wish.status is SessionStatus.ACTIVE else ~ACTIVE)
         if wish.state is not None:
-            query = query.where(STATES[wish.state])
-        if wish.state in UNSETTLED:
-            query = query.where(_UNSETTLED)
+            query = self._in_state(query, wish.state, stretch)
         if wish.idle is not None:
             seconds = bindparam("idle", type_=rules.seconds)
             query = query.where(s.last_activity_at <= rules.in_(-seconds))
         if wish.prefix is not None:
             prefix = bindparam("prefix", type_=String)
             query = query.where(func.substr(s.id, 1, func.length(prefix)) == prefix)
-        return query.where(overdue(rules)) if wish.overdue else query
+        return query
 
-    def _matches(
-        self, look: Move, wish: Wish, after: str, upto: str | None, limit: int
-    ) -> list[Match]:
-        query = self._wanted(select(*self._columns), wish, upto).order_by(s.id).limit(self._limit)
-        rows = look.all(query, {**_of(wish, after, upto), "limit": limit})
+    def _in_state(self, query: Select[Any], state: SandboxState, stretch: Stretch) -> Select[Any]:
+        if state not in UNSETTLED:
+            return query.where(_state == state.value)
+        # Few are unsettled, and their index is read: in this stretch alone, if it is told so.
+        query = query.join(sandboxes, OF_SESSION).where(b.session_id > self._after)
+        if stretch.upto is not None:
+            query = query.where(b.session_id <= _upto)
+        return query.where(_UNSETTLED, STATES[state])
+
+    def _matches(self, look: Move, wish: Wish, stretch: Stretch, limit: int) -> list[Match]:
+        query = self._wanted(select(*self._columns), wish, stretch).order_by(s.id)
+        rows = look.all(query.limit(self._limit), {**_of(wish, stretch), "limit": limit})
         return [_match(row) for row in rows]
-
-
-def overdue(rules: Rules) -> ColumnElement[bool]:
-    """A session that waits longer than any sweep in time lets it wait, or its sandbox does."""
-    since = rules.in_(-rules.policy.late_after)
-    waits = and_(or_(CREATING, CLOSING), b.due_at <= since, b.quarantined_at.is_(None))
-    return or_(and_(ACTIVE, s.due_at <= since), waits)
 
 
 def _match(row: Row[Any]) -> Match:
@@ -202,6 +218,7 @@ def _match(row: Row[Any]) -> Match:
     return Match(**{**fields, "noticed": bool(fields["noticed"])})
 
 
-def _of(wish: Wish, after: str, upto: str | None = None) -> dict[str, Any]:
-    given = {"tenant": wish.tenant, "idle": wish.idle, "prefix": wish.prefix, "upto": upto}
-    return {"after": after, **{name: value for name, value in given.items() if value is not None}}
+def _of(wish: Wish, stretch: Stretch) -> dict[str, Any]:
+    given: dict[str, Any] = {"tenant": wish.tenant, "idle": wish.idle, "prefix": wish.prefix}
+    given |= {"after": stretch.after, "upto": stretch.upto, "ids": stretch.ids}
+    return {name: value for name, value in given.items() if value is not None}

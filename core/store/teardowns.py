@@ -11,6 +11,7 @@ from ..model import Claim, SandboxState, sandbox_name
 from ..schema import providers, sandboxes
 from .database import Database, kept
 from .health import blocked, health_of
+from .quarantine import IN_QUARANTINE, Among
 from .rules import CLOSING, UNHELD, Rules, b, s
 
 
@@ -148,12 +149,22 @@ class Teardowns:
         ]
 
     def retry_now(
-        self, session_id: str | None = None, *, actor: str = "operator", why: str | None = None
+        self,
+        session_id: str | None = None,
+        *,
+        among: Among | None = None,
+        actor: str = "operator",
+        why: str | None = None,
     ) -> int:
-        """End the pauses of quarantined teardowns, of one session or of all; gives how many."""
-        said = {} if why is None else {"why": why}
+        """
+        End the pauses of quarantined teardowns, of one session or of all, or of all that are
+        `among` these; gives how many.
+        """
+        among = among or Among()
+        said = among.given if why is None else {**among.given, "why": why}
+        retry = self._retry_now.where(*among.conditions())
         with self.database.move() as move:
-            retried = move.run(self._retry_now, {"of_session": session_id})
+            retried = move.run(retry, {"of_session": session_id, **among.parameters})
             if retried:
                 move.record(
                     Event(
@@ -237,16 +248,15 @@ class Teardowns:
         )
 
     def _prepare_quarantine(self, rules: Rules) -> None:
-        in_quarantine = and_(CLOSING, b.quarantined_at.is_not(None))
         self._quarantined = (
             select(b.key, b.session_id, b.generation, b.provider, b.attempts, b.last_error)
-            .where(in_quarantine)
+            .where(IN_QUARANTINE)
             .order_by(b.quarantined_at)
             .limit(bindparam("limit", type_=s.generation.type))
         )
         of = bindparam("of_session", type_=b.session_id.type)
         self._retry_now = (
             update(sandboxes)
-            .where(in_quarantine, b.claimed_by.is_(None), or_(of.is_(None), b.session_id == of))
+            .where(IN_QUARANTINE, b.claimed_by.is_(None), or_(of.is_(None), b.session_id == of))
             .values(due_at=rules.now, not_before=rules.now)
         )

@@ -72,6 +72,15 @@ class FailsOften(LocalProvider):
         return sum(1 for fault in cls.FAULTS if not isinstance(fault, RateLimited))
 
 
+class AwayForNow(LocalProvider):
+    """Nobody gets through to it for as long as the folder of faults has the file `away`."""
+
+    def destroy(self, ref: SandboxRef, *, deadline: float) -> None:
+        if Path(os.environ["ACCEPTANCE_FAULTS"], "away").exists():
+            raise Unavailable("503 from the proxy 192.0.2.9")
+        super().destroy(ref, deadline=deadline)
+
+
 def _hang() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     while True:

@@ -18,14 +18,16 @@ LISTENS = re.compile(r"sandkeeper serve: (http://\S+)")
 
 
 class Server:
-    """One `sandkeeper serve` on a free port, and what it printed."""
+    """One `sandkeeper serve`, or `up`, on a free port, and what it printed."""
 
-    def __init__(self, log: Path, environ: Mapping[str, str], *options: str) -> None:
+    def __init__(
+        self, log: Path, environ: Mapping[str, str], *options: str, command: str = "serve"
+    ) -> None:
         self.log = log
-        command = [sys.executable, "-m", "tasks.cli", "serve", "--port", "0", *options]
+        arguments = [sys.executable, "-m", "tasks.cli", command, "--port", "0", *options]
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                command,
+                arguments,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

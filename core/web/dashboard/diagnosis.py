@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...store.guard import HoldReason
+from .advice import advice
 from .numbers import Fleet
-from .words import ago, count, span
+from .words import ago, count, span, times
 
 WORKER: Final = "celery -A tasks worker -P threads -c 64"
 BEAT: Final = "celery -A tasks beat"
@@ -88,8 +89,8 @@ def _providers(fleet: Fleet) -> Iterator[Finding]:
                 title=f"Provider {health.provider} fails",
                 why=f"{health.failures} failures in a row: it is not called but for a probe "
                 f"{ago(health.open_until, fleet.now)}. Last: {health.last_error or 'unknown'}",
-                fix="Look at its status page and at the credentials. Nothing is lost meanwhile, "
-                "and no attempt is counted.",
+                fix=f"{advice(health.last_error)} Nothing is lost meanwhile: it is probed, and "
+                "once it answers the teardowns go on by themselves.".strip(),
                 link="/providers",
                 link_says="Providers",
             )
@@ -99,23 +100,31 @@ def _overdue(fleet: Fleet, causes: Sequence[Finding]) -> Iterator[Finding]:
     waiting = fleet.waiting
     if waiting is None or not waiting.total or fleet.pulse is None:
         return
-    longest = f"The longest waits for {span(fleet.pulse.overdue)}."
+    worst = waiting.worst
+    seconds = max(fleet.pulse.overdue, 0.0 if worst is None else worst.seconds)
+    longest = f"The longest waits for {span(seconds)}."
     title = f"{count(waiting.total, fleet.lots)} overdue"
     sessions: dict[str, Any] = {"link": "/sessions?overdue=1&status=", "link_says": "Which ones"}
+    if worst is not None and waiting.total == 1:
+        sessions = {"link": f"/sessions/{worst.session_id}", "link_says": "Look at it"}
     if causes:
         why = f"{longest} The cause is above: {causes[0].title}."
         yield Finding(title=title, why=why, fix="Put that right first.", **sessions)
     elif waiting.untried:
         why = (
-            f"{longest} {count(waiting.untried, fleet.lots)} teardowns were published, and no "
-            "worker has taken them."
+            f"{longest} Teardowns were published, and no worker has taken them: "
+            f"{count(waiting.untried, fleet.lots)}."
         )
         fix = "Start a worker. If one runs, see whether it reaches the broker, and its queues."
         yield Finding(title=title, why=why, fix=fix, commands=(WORKER, PING), **sessions)
-    elif waiting.closing:
-        why = f"{longest} Teardowns are tried, and do not come to an end in time."
-        fix = "Look at what the provider answered, in the session's own page; more workers help."
-        yield Finding(title=title, why=why, fix=fix, commands=(WORKER,), **sessions)
+    elif worst is not None:
+        answer = worst.last_error or "none was kept"
+        why = (
+            f"{longest} The teardown of {worst.session_id} at {worst.provider} was tried "
+            f"{times(worst.attempts)} and is tried again. Last answer: {answer}"
+        )
+        fix = advice(worst.last_error) or "A worker is at it: see its log. More workers may help."
+        yield Finding(title=title, why=why, fix=fix, **sessions)
     else:
         why = f"{longest} Sweeps run, and leave these rows: they could not be moved, or are many."
         fix = "See in the audit which rows were poisoned. Otherwise more sweeps will catch up."
@@ -125,13 +134,13 @@ def _overdue(fleet: Fleet, causes: Sequence[Finding]) -> Iterator[Finding]:
 
 def _failing(fleet: Fleet) -> Iterator[Finding]:
     for worst in fleet.failing:
-        many = fleet.quarantined != 1
+        many, number = fleet.has.quarantined != 1, count(fleet.has.quarantined, fleet.has.most)
         yield Finding(
-            title=f"{count(fleet.quarantined)} teardown{'s' if many else ''} in quarantine",
-            why=f"Tried {worst.attempts} times and more, and still tried. {worst.session_id} at "
-            f"{worst.provider}: {worst.last_error or 'no answer was kept'}",
-            fix="AuthFailed: credentials were changed, or the workers are logged in to another "
-            "account. Put it right, then have them tried again at once.",
+            title=f"{number} teardown{'s' if many else ''} in quarantine",
+            why=f"They failed too often, and are tried more seldom. For longest {worst.session_id} "
+            f"at {worst.provider}, tried {times(worst.attempts)}. Last answer: "
+            f"{worst.last_error or 'none was kept'}",
+            fix=f"{advice(worst.last_error)} Then have them tried again at once.".strip(),
             link="/quarantine",
             link_says="Quarantine",
             grave=False,
@@ -139,10 +148,10 @@ def _failing(fleet: Fleet) -> Iterator[Finding]:
 
 
 def _orphans(fleet: Fleet) -> Iterator[Finding]:
-    if fleet.orphans:
-        many = fleet.orphans != 1
+    if fleet.has.orphans:
+        many, number = fleet.has.orphans != 1, count(fleet.has.orphans, fleet.has.most)
         yield Finding(
-            title=f"{count(fleet.orphans)} sandbox{'es' if many else ''} that no row explains",
+            title=f"{number} sandbox{'es' if many else ''} that no row explains",
             why="A provider has what carries our labels, and the database does not know it.",
             fix="Nothing: they are torn down after a grace. Many at once are an operator's "
             "question. Were rows lost, or is this an old database?",

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ...store import Quarantined, Store
-from ...store.census import Census, Counts
 from ...store.guard import Hold
 from ...store.health import Health
-from ...store.overview import LOTS, Forecast, OfTenant, Waiting
+from ...store.overdue import LOTS, Waiting
+from ...store.overview import Forecast
+from ...store.standing import Standing
 from ...store.watch import Pulse
 
 
@@ -19,16 +20,11 @@ class Fleet:
     """What there is at one moment. What is of the whole installation is None to one tenant."""
 
     now: datetime
-    active: int
-    creating: int
-    running: int
-    closing: int
-    quarantined: int
+    has: Standing
     in_turn: int
     forecast: Forecast
     late_after: float
     lots: int = LOTS
-    orphans: int | None = None
     waiting: Waiting | None = None
     pulse: Pulse | None = None
     holds: Sequence[Hold] = ()
@@ -42,7 +38,8 @@ class Fleet:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show yet."""
-        return not (self.active or self.closing or self.quarantined or self.orphans)
+        has = self.has
+        return not (has.active or has.closing or has.quarantined or has.orphans)
 
 
 def look(store: Store, tenant: str | None) -> Fleet:
@@ -51,37 +48,27 @@ def look(store: Store, tenant: str | None) -> Fleet:
 
 
 def _all(store: Store) -> Fleet:
-    census: Census = Counts(store.database).census()
+    has = store.standings.of_all()
     return Fleet(
         now=store.sweeps.now(),
-        active=census.sessions_active,
-        creating=census.sandboxes["creating"],
-        running=census.sandboxes["running"],
-        closing=census.sandboxes["closing"] - census.quarantined,
-        quarantined=census.quarantined,
-        orphans=census.orphans,
+        has=has,
         in_turn=store.overview.in_turn(),
-        waiting=store.overview.waiting(),
-        forecast=store.overview.forecast(census.sessions_active),
+        waiting=store.overdue.waiting(),
+        forecast=store.overview.forecast(has.about.get("active", has.active)),
         pulse=store.watch.pulse(),
         late_after=store.policy.late_after,
         holds=store.guard.holds(),
         providers=store.health.all(),
-        failing=store.teardowns.quarantined(1) if census.quarantined else (),
+        failing=store.teardowns.quarantined(1) if has.quarantined else (),
     )
 
 
 def _of(store: Store, tenant: str) -> Fleet:
-    found: OfTenant = store.overview.of_tenant(tenant)
-    active = found.creating + found.running
+    has = store.standings.of_tenant(tenant)
     return Fleet(
         now=store.sweeps.now(),
-        active=active,
-        creating=found.creating,
-        running=found.running,
-        closing=found.closing,
-        quarantined=found.quarantined,
+        has=has,
         in_turn=store.overview.in_turn(tenant),
-        forecast=store.overview.forecast(active, tenant),
+        forecast=store.overview.forecast(has.active, tenant),
         late_after=store.policy.late_after,
     )

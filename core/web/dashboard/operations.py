@@ -1,4 +1,4 @@
-"""Orphans, quarantine, sweeps with their holds, and providers."""
+"""Orphans, sweeps with their holds, and providers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from ...policy import duration
 from ...store.guard import ONCE_AND_FOR_ALL, HoldReason
 from ..pages import cursor, place
 from .diagnosis import BEAT, QUESTIONS, WORKER
-from .door import Act, Acting, Looking, Overseeing, Ruling, Visit
+from .door import Act, Overseeing, Ruling, Visit
 from .render import page
 from .route import base, new_router
 
 router = new_router()
 
 PAGE: Final = 50
-RETRIED_AT_ONCE: Final = 500  # sessions, where not all of the installation are tried again
 Cursor = Annotated[str | None, Query(max_length=2000)]
 
 
@@ -30,20 +29,6 @@ Cursor = Annotated[str | None, Query(max_length=2000)]
 async def orphans(visit: Overseeing, after: Cursor = None) -> Response:
     """Sandboxes that no row explains."""
     return await visit.desk.page(_orphans, visit, after)
-
-
-@router.get("/quarantine")
-async def quarantine(visit: Looking, after: Cursor = None) -> Response:
-    """Teardowns that failed too often."""
-    return await visit.desk.page(_quarantine, visit, after)
-
-
-@router.post("/quarantine/retry")
-async def retry(act: Acting) -> Response:
-    """Try those that were picked, or all, again with the next sweep."""
-    reason = check_reason(act.form.one("reason"))
-    retried = await act.desk.slow(_retry, act, reason)
-    return RedirectResponse(f"{base(act.request)}/quarantine?retried={retried}", 303)
 
 
 @router.get("/sweeps")
@@ -80,41 +65,6 @@ def _orphans(visit: Visit, after: str | None) -> Response:
     facts: dict[str, Any] = {"orphans": found[:PAGE], "following": following, "now": _now(visit)}
     facts["grace"] = visit.desk.keeper.policy.orphan_grace
     return page(visit.request, "orphans.html", visit=visit, **facts)
-
-
-def _quarantine(visit: Visit, after: str | None) -> Response:
-    session_id, generation = place(after, ("", 0))
-    found = visit.desk.listings.sandboxes(
-        tenant=visit.tenant, quarantined=True, after=(session_id, generation), limit=PAGE + 1
-    )
-    last = found[PAGE - 1] if len(found) > PAGE else None
-    following = None if last is None else cursor(last.session_id, last.generation)
-    retried = visit.request.query_params.get("retried", "")
-    facts: dict[str, Any] = {
-        "sandboxes": found[:PAGE],
-        "following": following,
-        "now": _now(visit),
-        "retried": int(retried) if retried.isdecimal() and len(retried) < 10 else None,
-    }
-    return page(visit.request, "quarantine.html", visit=visit, **facts)
-
-
-def _retry(act: Act, reason: str) -> int:
-    teardowns = act.desk.keeper.store.teardowns
-    if act.form.one("every") != "1":
-        wanted = list(act.form.all("pick"))
-    elif act.tenant is None:
-        return teardowns.retry_now(actor=act.actor, why=reason)
-    else:
-        found = act.desk.listings.sandboxes(
-            tenant=act.tenant, quarantined=True, after=("", 0), limit=RETRIED_AT_ONCE
-        )
-        wanted = [one.session_id for one in found]
-    if not wanted:
-        raise InvalidArgument("nothing was picked: tick what is to be tried again, or all of it")
-    for session_id in wanted:
-        act.expect(session_id)
-    return sum(teardowns.retry_now(one, actor=act.actor, why=reason) for one in wanted)
 
 
 def _sweeps(visit: Visit, report: dict[str, int] | None = None) -> Response:

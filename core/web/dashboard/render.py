@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import words
+from .advice import advice
 
 WEB: Final = Path(__file__).parents[1]
 
@@ -27,6 +28,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
+        "advice": advice,
         "ago": words.ago,
         "clock": words.clock,
         "count": words.count,
@@ -35,6 +37,7 @@ def _templates() -> Environment:
         "label": words.label,
         "pretty": pretty,
         "span": words.span,
+        "times": words.times,
     }
     return found
 

@@ -69,6 +69,17 @@ async def unpin(act: Acting, session_id: Id) -> Response:
     return await _done(act, session_id, lambda it: it.unpin(session_id, reason=reason))
 
 
+@router.post("/sessions/{session_id}/retry")
+async def retry(act: Acting, session_id: Id) -> Response:
+    """Have its teardown, which is in quarantine, tried again with the next sweep."""
+    reason = check_reason(act.form.one("reason"))
+
+    def retry_it(keeper: Keeper) -> object:
+        return keeper.store.teardowns.retry_now(session_id, actor=act.actor, why=reason)
+
+    return await _done(act, session_id, retry_it)
+
+
 async def _done(act: Acting, session_id: str, change: Callable[[Keeper], object]) -> Response:
     """One change, in the name of who asks, of a session that is theirs to change."""
     await act.desk.page(act.expect, session_id)

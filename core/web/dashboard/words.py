@@ -56,6 +56,11 @@ def count(number: int, most: int | None = None) -> str:
     return f"{number:,}{'+' if most is not None and number >= most else ''}"
 
 
+def times(number: int) -> str:
+    """`once`, `3 times`."""
+    return "once" if number == 1 else f"{number:,} times"
+
+
 def label(name: str) -> str:
     """`session ended` for `session_ended`."""
     return name.replace("_", " ")

@@ -79,6 +79,9 @@ def test_every_page_is_whole(browser: Browser, server: Server, scheme: str, widt
         assert wide <= width, f"{path} is {wide} wide"
     for path in ("/providers", "/audit"):
         seen.page.goto(path)
+    seen.page.goto("/sessions")
+    beyond = "one => one.scrollWidth - one.clientWidth"
+    assert seen.page.locator(".scroll").evaluate(beyond) <= 0, "its last column is cut off"
     seen.context.close()
     assert seen.complaints == []
 

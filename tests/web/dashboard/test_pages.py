@@ -14,7 +14,9 @@ from fastapi import FastAPI
 from core.access import Scope
 from core.events import EventKind
 from core.lifecycle import Keeper
+from core.store import quarantine as quarantine_store
 from core.store.guard import HoldReason
+from core.store.quarantine import Among
 from core.store.tokens import Tokens
 from core.web import create_app
 from core.web.dashboard.app import PARTS
@@ -25,6 +27,7 @@ from tests.web.callers import Desk
 STATIC = Path(__file__).parents[3] / "core" / "web" / "static"
 SCRIPT = "<script>alert(1)</script>"
 FORM = re.compile(r'name="form" value="([0-9a-f]{64})"')
+EVERY = Among()
 OF_ALL = ("/orphans", "/sweeps", "/providers", "/audit")
 PAGES = ("/", "/sessions", "/sessions/conv", "/quarantine", *OF_ALL)
 POSTS = {
@@ -34,6 +37,8 @@ POSTS = {
     "/sessions/conv/extend": {"reason": "why", "minutes": "5"},
     "/sessions/conv/pin": {"reason": "why", "minutes": "5"},
     "/sessions/conv/unpin": {"reason": "why"},
+    "/sessions/conv/retry": {"reason": "why"},
+    "/quarantine/preview": {"every": "1"},
     "/quarantine/retry": {"reason": "why", "every": "1"},
     "/sweeps": {"reason": "why"},
     "/holds/operator": {"reason": "why", "verdict": "approve"},
@@ -177,7 +182,7 @@ def test_who_may_read_changes_nothing(keeper: Keeper, desk: Desk, path: str) -> 
 
     actions = set(re.findall(r'method="post" action="([^"]+)"', "".join(p.text for p in shown)))
     assert {page.status_code for page in shown} == {200}
-    assert actions <= {"/logout", "/sessions/preview", "/quarantine/retry"}
+    assert actions <= {"/logout", "/sessions/preview", "/quarantine/preview"}
     assert "<button name=" not in "".join(page.text for page in shown)
     assert answer.status_code == 403
     assert keeper.get("conv").end_reason is None
@@ -281,6 +286,7 @@ def test_one_tenant_sees_and_touches_its_own_alone(keeper: Keeper, desk: Desk) -
     assert viewer.get("/sessions/theirs").status_code == 404
     assert viewer.post("/sessions/theirs/end", reason="why").status_code == 404
     assert viewer.post("/sessions/theirs/extend", reason="why", minutes="5").status_code == 404
+    assert viewer.post("/sessions/theirs/retry", reason="why").status_code == 404
     assert viewer.post("/quarantine/retry", reason="why", pick="theirs").status_code == 404
     assert "there is no such session" in result.text
     assert keeper.get("theirs").end_reason is None
@@ -337,7 +343,7 @@ def test_an_act_says_who_and_why(keeper: Keeper, desk: Desk) -> None:
     ]
 
 
-@pytest.mark.parametrize("path", sorted(set(POSTS) - {"/sessions/preview"}))
+@pytest.mark.parametrize("path", sorted(set(POSTS) - {"/sessions/preview", "/quarantine/preview"}))
 def test_no_act_without_a_reason(keeper: Keeper, viewer: Viewer, path: str) -> None:
     """An empty one is refused, and says what a reason looks like."""
     keeper.open("conv")
@@ -390,6 +396,131 @@ def test_filters_find_what_they_say(keeper: Keeper, viewer: Viewer, clock: Froze
     assert found("?tenant=&state=&idle=&prefix=") == {"old-1", "old-2", "new-1"}
     assert 'href="/sessions?status=active"' in viewer.get("/sessions?prefix=old").text
     assert viewer.get("/sessions?state=melted").status_code == 422
+
+
+def test_the_quarantine_is_filtered_and_what_matches_is_tried_again(
+    keeper: Keeper, viewer: Viewer, clock: FrozenClock
+) -> None:
+    """By tenant, provider and kind of error; how many and which first, then a reason."""
+    for name, tenant, error in (
+        ("a", "acme", "AuthFailed: 401"),
+        ("b", "acme", "AuthFailed"),
+        ("c", "other", "AuthFailed: 401"),
+        ("d", "other", "AuthFailedTwice: 401"),
+        ("e", "other", f"Unavailable: {SCRIPT}"),
+    ):
+        keeper.open(name, tenant=tenant)
+        quarantine(keeper, name, error)
+        clock.advance(1)
+
+    def found(query: str) -> list[str]:
+        return re.findall(r'id="row-(\w+)-1"', viewer.get(f"/quarantine?{query}").text)
+
+    assert found("") == ["a", "b", "c", "d", "e"]
+    assert found("error=AuthFailed&tenant=&provider=") == ["a", "b", "c"]
+    assert found("error=AuthFailed&tenant=acme") == ["a", "b"]
+    assert found("provider=fake&error=Unavailable") == ["e"]
+    assert found("provider=none") == []
+    assert viewer.get("/quarantine?error=%00").status_code == 422
+    assert (
+        'href="/quarantine?tenant=acme"'
+        in viewer.get("/quarantine?error=AuthFailed&tenant=acme").text
+    )
+
+    which = {"error": "AuthFailed", "tenant": "acme"}
+    asked = viewer.post("/quarantine/preview", every="1", **which).text
+    answer = viewer.post("/quarantine/retry", every="1", reason="new key", **which)
+    said = viewer.get(answer.headers["Location"]).text
+
+    assert "Try 2 teardowns again?" in asked
+    assert "2 will be tried again" in said
+    assert told(keeper, EventKind.QUARANTINE_RETRIED) == [
+        ("somebody at this machine, dashboard", {**which, "sandboxes": 2, "why": "new key"})
+    ]
+    due = {one.session_id: one.due_at for one in keeper.store.quarantine.page(EVERY, limit=9).rows}
+    assert [name for name in sorted(due) if due[name] <= clock()] == ["a", "b"]
+
+
+def test_one_tenant_s_quarantine_is_its_own(keeper: Keeper, desk: Desk, clock: FrozenClock) -> None:
+    """Neither shown, nor counted, nor tried again is another's, whatever the form says."""
+    for name, tenant in (("mine", "acme"), ("theirs", "other")):
+        keeper.open(name, tenant=tenant)
+        quarantine(keeper, name)
+    viewer = Viewer(keeper)
+    viewer.login(desk.token(Scope.OPERATE, tenant="acme"))
+
+    shown = viewer.get("/quarantine?tenant=other").text
+    asked = viewer.post("/quarantine/preview", every="1", tenant="other").text
+    viewer.post("/quarantine/retry", every="1", tenant="other", reason="why")
+
+    due = {one.session_id: one.due_at for one in keeper.store.quarantine.page(EVERY, limit=9).rows}
+    assert "mine" in shown
+    assert "Try 1 teardown again?" in asked
+    assert "theirs" not in shown + asked
+    assert [name for name in sorted(due) if due[name] <= clock()] == ["mine"]
+
+
+def test_the_quarantine_goes_on_behind_its_last_row(
+    keeper: Keeper, viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is on one page, also where many were quarantined at once and few match."""
+    names = [f"conv-{number:03}" for number in range(60)]
+    for number, name in enumerate(names):
+        keeper.open(name, tenant="rare" if number in {7, 55} else "usual")
+        quarantine(keeper, name)
+
+    def walked(path: str | None) -> list[str]:
+        seen: list[str] = []
+        while path is not None:
+            text = viewer.get(path).text
+            seen += re.findall(r'id="row-(conv-\d+)-1"', text)
+            following = re.search(r'id="next" href="([^"]+)"', text)
+            path = following[1].replace("&amp;", "&") if following else None
+        return seen
+
+    assert sorted(walked("/quarantine")) == names
+    monkeypatch.setattr(quarantine_store, "STRETCH", 10)
+    assert sorted(walked("/quarantine?tenant=rare")) == ["conv-007", "conv-055"]
+    assert "10+" in viewer.post("/quarantine/preview", every="1").text
+    assert viewer.get("/quarantine?after=nonsense").status_code == 422
+
+
+def test_a_teardown_is_tried_again_from_its_session_s_page(
+    keeper: Keeper, viewer: Viewer, clock: FrozenClock
+) -> None:
+    """What the provider answered, what to do about it, and the button."""
+    keeper.open("conv")
+    quarantine(keeper, "conv")
+
+    shown = viewer.get("/sessions/conv").text
+    answer = viewer.post("/sessions/conv/retry", reason="new key")
+
+    assert "failed once and is in quarantine" in shown
+    assert "give the workers the right ones" in shown
+    assert answer.headers["Location"] == "/sessions/conv"
+    (one,) = keeper.store.quarantine.page(EVERY, limit=9).rows
+    assert one.due_at <= clock()
+
+
+def test_fleet_leads_to_a_teardown_that_fails_again_and_again(
+    keeper: Keeper, viewer: Viewer, clock: FrozenClock
+) -> None:
+    """By name, with the provider's answer and what to do; to its page when it is the only one."""
+    keeper.open("conv")
+    keeper.end("conv")
+    clock.advance(keeper.policy.late_after + keeper.policy.claim_ttl + 1)
+    claim = keeper.store.teardowns.claim("conv", 1, "w")
+    assert claim is not None
+    keeper.store.teardowns.release(claim, "Unavailable: 503", 60, actor="w")
+    keeper.store.sweeps.pulse(stood_in=False)
+
+    text = Viewer(keeper).get("/").text
+
+    assert "1 overdue" in text
+    assert "The teardown of conv at fake was tried once" in text
+    assert "Last answer: Unavailable: 503" in text
+    assert "look at its status page" in text
+    assert 'href="/sessions/conv"' in text
 
 
 def test_the_ledger_is_found_by_kind_actor_and_session(keeper: Keeper, viewer: Viewer) -> None:
