@@ -705,9 +705,11 @@ MUTANTS = (
         "children keep their parent's connections",
         "S1: two processes never read the answers to each other's statements",
         "core/engines.py",
-        """    _forget_in_children(engine)
-    if engine""",
-        """    if engine""",
+        """    _ask_what_rested(engine)
+    _forget_in_children(engine)
+""",
+        """    _ask_what_rested(engine)
+""",
         at("engines", "a_forked_child_does_not_use_its_parents_connections", on=""),
     ),
     Mutant(

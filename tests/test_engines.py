@@ -142,19 +142,33 @@ def test_an_engine_of_ones_own_is_made_fit(sqlite_url: str) -> None:
 
 
 def test_a_forked_child_does_not_use_its_parents_connections(postgresql_url: str) -> None:
-    """S1: two processes on one connection would read the answers to each other's statements."""
+    """
+    S1: two processes on one connection would read the answers to each other's statements. Nor are
+    there locks in the child which a thread held that is the parent's alone.
+    """
     script = f"""
-import os
+import os, signal, threading
 from core.engines import make_engine
 engine = make_engine({postgresql_url!r})
 backend = lambda: engine.connect().exec_driver_sql("SELECT pg_backend_pid()").scalar()
 with engine.connect() as connection:
     parents = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+held, over = threading.Event(), threading.Event()
+def take_a_connection():
+    with engine.pool._pool.mutex:
+        held.set()
+        over.wait()
+taker = threading.Thread(target=take_a_connection)
+taker.start()
+held.wait()
 child = os.fork()
 if child == 0:
+    signal.alarm(10)
     own = backend() != parents
     engine.dispose()  # says goodbye on its own connections only
     os._exit(10 if own else 11)
+over.set()
+taker.join()
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 print(code, backend() == parents)
 """
