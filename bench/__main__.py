@@ -11,8 +11,10 @@ from rich.console import Console
 from tests.services import ServiceMissing
 
 from . import (
+    churn,
     dashboard,
     embedded,
+    fairness,
     fanout,
     memory,
     peers,
@@ -31,6 +33,8 @@ BENCHES: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     sweep.NAME: sweep.run,
     fanout.NAME: fanout.run,
     teardown.NAME: teardown.run,
+    fairness.NAME: fairness.run,
+    churn.NAME: churn.run,
     peers.NAME: peers.run,
     reconcile.NAME: reconcile.run,
     web.NAME: web.run,
@@ -50,7 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plot", action="store_true", help=f"draw what {peers.NAME} finds, into docs/sweep.svg"
     )
+    parser.add_argument(
+        "--live", type=int, help=f"sessions of bench {sweep.NAME}, instead of {sweep.MANY:,}"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help=f"of bench {churn.NAME}, instead of {churn.MINUTES:g}"
+    )
     options = parser.parse_args(arguments)
+    if options.live is not None and options.live < sweep.LEAST:
+        parser.error(f"--live {options.live}: what is due is picked from {sweep.LEAST:,} or more")
     if unknown := sorted(set(options.names) - set(BENCHES)):
         parser.error(f"no bench {unknown[0]!r}: there are {', '.join(BENCHES)}")
     if options.plot and peers.NAME not in (options.names or [peers.NAME]):
@@ -59,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     for name in options.names or ([peers.NAME] if options.plot else BENCHES):
         figures = []
-        for figure in _measured(name, plotted=options.plot):
+        for figure in _measured(name, options):
             figures.append(figure)
             missed += figure.meets is False
             if options.json:
@@ -69,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def _measured(name: str, *, plotted: bool) -> Iterator[Figure]:
+def _measured(name: str, options: argparse.Namespace) -> Iterator[Figure]:
     """The figures of one bench, as they are found."""
     told = Console(stderr=True)
     figures = []
     try:
-        with ground() as here:
+        with ground(many=options.live, minutes=options.minutes) as here:
             where = described(here)
             told.print(f"[bold]{name}[/] on {where}")
             for figure in BENCHES[name](here):
@@ -83,7 +95,7 @@ def _measured(name: str, *, plotted: bool) -> Iterator[Figure]:
                 yield figure
     except ServiceMissing as error:
         left_out(f"what is left of bench {name}", error)
-    if plotted and name == peers.NAME:
+    if options.plot and name == peers.NAME:
         plot.TARGET.write_text(plot.svg(plot.lines(figures), where), encoding="utf-8")
         told.print(f"wrote {plot.TARGET}")
 

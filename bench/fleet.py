@@ -64,6 +64,12 @@ class Fleet:
                 worker.send_signal(signal.SIGTERM)
                 worker.wait(60)
 
+    def forget(self) -> None:
+        """What is left of one measurement is no part of the next one."""
+        with Connection(self.broker_url) as connection:
+            channel: Any = connection.default_channel
+            channel.queue_purge(self.queue)
+
     def waiting(self, connection: Connection) -> int:
         """Messages that no worker has taken."""
         channel: Any = connection.default_channel

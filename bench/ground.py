@@ -24,10 +24,15 @@ DEFAULTS = ("fsync", "synchronous_commit", "shared_buffers", "full_page_writes")
 
 @dataclass
 class Ground:
-    """A migrated PostgreSQL database. `live` counts its sessions, a tenth of which has ended."""
+    """
+    A migrated PostgreSQL database. `live` counts its sessions, a tenth of which has ended. `many`
+    and `minutes` are what a bench was asked for, where it lets itself be asked.
+    """
 
     url: str
     live: int = 0
+    many: int | None = None
+    minutes: float | None = None
     _engines: list[Engine] = field(default_factory=list)
 
     def grow(self, live: int) -> None:
@@ -58,13 +63,13 @@ class Ground:
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
+def ground(*, many: int | None = None, minutes: float | None = None) -> Iterator[Ground]:
     """One that is dropped afterwards."""
     with postgresql() as service:
         databases = Databases(service.url, _migrate)
         try:
             with databases.fresh() as url:
-                here = Ground(url)
+                here = Ground(url, many=many, minutes=minutes)
                 try:
                     yield here
                 finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from statistics import median
 
@@ -13,15 +14,17 @@ import psycopg
 from core.reaper import Reaper, SweepReport
 
 from .figures import Figure
-from .ground import Ground
+from .ground import POLICY, Ground
 from .meter import timed
 
 NAME = "sweep"
 FEW, MANY = 10_000, 1_000_000
+LEAST = 1_000_000  # every tenth of them is one that can be made due
 SWEEPS = 40  # of an empty sweep
 DUE = (100, 10_000, 100_000)
 COMPARED = 10_000
 ROUNDS = 3
+UNBOUNDED = replace(POLICY, in_flight=max(DUE))
 IDLE_TTL = timedelta(minutes=30)
 
 # Those numbered `first` and on, in steps of ten: they are active in every crowd.
@@ -61,11 +64,11 @@ SELECT count(*) FROM ended
 def run(here: Ground) -> Iterator[Figure]:
     """The figures, as they are found."""
     few = _few(here)
-    here.grow(MANY)
+    here.grow(here.many or MANY)
     many = _empty(here)
     yield Figure(
         bench=NAME,
-        what=f"nothing due among {MANY:,}",
+        what=f"nothing due among {here.live:,}",
         ours=many,
         peer=few,
         peer_is=f"among {FEW:,}",
@@ -86,7 +89,8 @@ def _few(here: Ground) -> float:
 
 
 def _reaper(here: Ground) -> Reaper:
-    return Reaper(here.store(), {}, doorbell=lambda _: None)
+    # All of it is published: what would wait for workers is no part of what a sweep costs.
+    return Reaper(here.store(UNBOUNDED), {}, doorbell=lambda _: None)
 
 
 def _empty(here: Ground) -> float:
@@ -103,7 +107,7 @@ def _everything(here: Ground, ours: float) -> Figure:
         theirs = median(timed(lambda: _select_everything(connection)) for _ in range(ROUNDS))
     return Figure(
         bench=NAME,
-        what=f"nothing due among {MANY:,}",
+        what=f"nothing due among {here.live:,}",
         ours=ours,
         peer=theirs,
         peer_is="SELECT every active one, compare in Python",
@@ -130,7 +134,7 @@ def _due(here: Ground, digit: int, due: int) -> Iterator[Figure]:
         took = timed(lambda reaper=reaper, expected=expected: _expect(reaper.sweep(), expected))  # type: ignore[misc]
         yield Figure(
             bench=NAME,
-            what=f"each of {due:,} of {MANY:,} {what}",
+            what=f"each of {due:,} of {here.live:,} {what}",
             ours=took / due,
             unit="s",
         )
@@ -149,7 +153,7 @@ def _compared(here: Ground) -> Figure:
             took.append(end(here))
     return Figure(
         bench=NAME,
-        what=f"{COMPARED:,} of {MANY:,} ended",
+        what=f"{COMPARED:,} of {here.live:,} ended",
         ours=median(ours),
         peer=median(bare),
         peer_is="the bare SQL of it",

@@ -66,7 +66,7 @@ def _rate(
 ) -> float:
     """Publish while no worker is there; then see how fast one is."""
     count = TEARDOWNS // BATCH * BATCH
-    _close(here, count)
+    close_all(here, count)
     publish(count)
     with own.worker(here, pool=pool, concurrency=concurrency, seconds=seconds) as pid:
         rate = own.rate(count, lambda: is_alive(pid))
@@ -76,7 +76,7 @@ def _rate(
     return rate
 
 
-def _close(here: Ground, count: int) -> None:
+def close_all(here: Ground, count: int) -> None:
     """Let exactly conv-1 to conv-`count` be sandboxes that are to be torn down."""
     here.run("TRUNCATE events, turns, sandboxes, sessions")
     here.live = 0

@@ -38,6 +38,8 @@ class Policy:
     backstop: float | None = 4.0
     longest_pin: float = 604800.0
     batch: int = 500
+    in_flight: int = 1000
+    provider_concurrency: int | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Policy:
@@ -69,6 +71,14 @@ class Policy:
             self.retry_max,
             self.quarantine_retry,
         )
+
+    @property
+    def in_flight_bound(self) -> int:
+        """
+        Teardowns of one provider that may be published and not done. What cannot be called anyway
+        is of no use in the broker.
+        """
+        return min(self.in_flight, self.provider_concurrency or self.in_flight)
 
     @property
     def attempt_budget(self) -> float:

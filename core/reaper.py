@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from .errors import RowLocked, SchemaOutdated, StoreError, StoreUnavailable, words
 from .events import Event, EventKind
@@ -21,6 +21,7 @@ __all__ = ["Doorbell", "Reaper", "Rehearsal", "SweepReport", "Teardown", "Teardo
 
 ACTOR = "sweep"
 FOLDS = 40  # batches of the ledger that one sweep counts at most
+FOLLOW_UPS = 20  # for each time that all that may be in flight is done
 
 Doorbell = Callable[[Sequence[tuple[str, int]]], None]
 """Rings for (session_id, generation) pairs. It may lose them: the sweep rings again."""
@@ -121,7 +122,7 @@ class Reaper:
         if ending and (work.creates or clamped):
             report += self._expire_creates(watched)
         if work.closing or report.ended or report.expired or clamped:
-            report += SweepReport(published=self._ring_until_short())
+            report += SweepReport(published=self._ring_while_there_is_room())
         if work.failing or clamped:
             report += SweepReport(published=self._ring_for_failing())
         return report, work
@@ -218,21 +219,28 @@ class Reaper:
 
     def _ring_for_failing(self) -> int:
         """Of what always fails no more than a batch, and after the others."""
-        _, failing = self.store.sweeps.to_publish(self.policy.batch, failing=True)
+        _, failing = self.store.publications.failing(self.policy.batch)
         return len(failing) if failing and self._ring(failing) else 0
 
-    def _ring_until_short(self) -> int:
+    def _ring_while_there_is_room(self, only: str | None = None) -> int:
+        """A batch of each provider in turn, until nothing is due or enough is in flight."""
         published = 0
         # No longer than the lease: what was published first is due again then, and a slow broker
         # would keep this sweep ringing for the same rows for ever.
         end = self.host.monotonic() + self.policy.publish_lease
-        while True:
-            found, batch = self.store.sweeps.to_publish(self.policy.batch)
-            if batch and not self._ring(batch):
-                return published
-            published += len(batch)
-            if found < self.policy.batch or self.host.monotonic() >= end:
-                return published
+        rooms = self.store.publications.rooms(only)
+        while rooms and self.host.monotonic() < end:
+            left = []
+            for room in rooms:
+                limit = min(self.policy.batch, room.room)
+                batch = self.store.publications.take(room, limit)
+                if batch and not self._ring(batch):
+                    return published
+                published += len(batch)
+                if len(batch) == limit < room.room:
+                    left.append(replace(room, room=room.room - limit))
+            rooms = left
+        return published
 
     def _ring(self, batch: Sequence[tuple[str, int]]) -> bool:
         try:
@@ -269,6 +277,18 @@ class Reaper:
         can be claimed, whatever a message says. `early` does not wait for a pause to end.
         """
         return self._undertaker.teardown(session_id, generation, worker=worker, early=early)
+
+    def follow_up(self, teardown: Teardown) -> int:
+        """
+        After an attempt: where one is done there is room for one more, so that a backlog does not
+        wait for the next sweep. A share of the attempts rings for all of them. Only success makes
+        room: what fails would call for more that fails. Returns how many were published.
+        """
+        if teardown.outcome is not TeardownOutcome.GONE or teardown.provider is None:
+            return 0
+        if self.host.spread() * self.policy.in_flight_bound >= FOLLOW_UPS:
+            return 0
+        return self._ring_while_there_is_room(teardown.provider)
 
 
 def timekeeper_of(store: Store) -> Timekeeper:

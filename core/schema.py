@@ -144,6 +144,7 @@ sandboxes = Table(
     Column("key", String(26), primary_key=True),
     Column("session_id", String(128), ForeignKey("sessions.id"), nullable=False),
     Column("generation", Integer, nullable=False),
+    Column("tenant", String(64), nullable=False, server_default="default"),  # its session's
     Column("provider", String(200), nullable=False),
     Column("scope", String(200), nullable=False),
     Column("spec", JSON, nullable=False),
@@ -193,12 +194,35 @@ Index(
     postgresql_where=text("state = 'running'"),
     sqlite_where=text("state = 'running'"),
 )
-# Serves the sweep's fifth step: teardowns to publish, most overdue first.
+# Serves the look before the sweep's fifth step, and the watchdog: the most overdue.
 Index(
     "sandboxes_closing",
     sandboxes.c.due_at,
     postgresql_where=text("state = 'closing' AND quarantined_at IS NULL"),
     sqlite_where=text("state = 'closing' AND quarantined_at IS NULL"),
+)
+# Serves the fifth step: teardowns to publish, each provider's and each tenant's most overdue first.
+# It and the next one say what a closing sandbox alone has, and not its state: so no other index can
+# serve their queries. Statistics are from when nothing was closing, mostly, and by them a planner
+# takes all indexes of that state for equally empty, and reads the whole backlog in any of them.
+WAITING = "not_before IS NOT NULL AND quarantined_at IS NULL"
+Index(
+    "sandboxes_waiting",
+    sandboxes.c.provider,
+    sandboxes.c.tenant,
+    sandboxes.c.due_at,
+    postgresql_where=text(WAITING),
+    sqlite_where=text(WAITING),
+)
+# Serves its bound: what was published or is claimed, and is not done. Publishing moves due_at
+# alone; claims, pauses and what is due at once have the same date twice.
+IN_FLIGHT = "quarantined_at IS NULL AND (claimed_by IS NOT NULL OR due_at > not_before)"
+Index(
+    "sandboxes_in_flight",
+    sandboxes.c.provider,
+    sandboxes.c.due_at,
+    postgresql_where=text(IN_FLIGHT),
+    sqlite_where=text(IN_FLIGHT),
 )
 # Serves the same for those that always fail: they come after the others.
 Index(
@@ -358,7 +382,20 @@ providers = Table(
     Column("next_call_at", UTCDateTime),
     Column("limited_until", UTCDateTime),  # it asked for no calls before this
     Column("last_error", Text),
+    Column("published_after", String(64)),  # the tenant whose turn to be published was the last
     CheckConstraint("failures >= 0 AND spacing >= 0", name="health"),
+)
+
+# Rights to call a provider, as many rows as calls may be under way: a fleet cannot pass its bound,
+# because there is no row more. Who dies with one leaves it to others when its time has run out.
+call_slots = Table(
+    "call_slots",
+    metadata,
+    Column("provider", String(200), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("token", BigInteger, nullable=False, server_default="0"),  # counts who had it
+    Column("until", UTCDateTime, nullable=False),  # taken until then
+    Column("holder", String(200)),
 )
 
 # Who may call the HTTP API: never the secret, and a row stays when its token is revoked.

@@ -234,6 +234,23 @@ class Settings(BaseModel):
     batch: int = Field(
         500, ge=1, le=10_000, description="How many rows one transaction of the sweep moves."
     )
+    in_flight: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="How many teardowns of one provider may be published and not done. A backlog "
+        "waits in the database, where tenants take turns, and not in the broker's queue; workers "
+        "fetch more as they go. More than all workers can do at a time, and less than they do "
+        "between two sweeps.",
+    )
+    provider_concurrency: Annotated[
+        Annotated[int, Field(ge=1, le=10_000)] | None, BeforeValidator(_explicit_none)
+    ] = Field(
+        None,
+        description="How many teardowns may call one provider at a time, all workers of the "
+        "installation together, or `none`. Creates are not counted: what the provider allows "
+        "beyond it is theirs.",
+    )
     queue_prefix: str = Field(
         "sandkeeper",
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",

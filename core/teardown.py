@@ -5,15 +5,24 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from .errors import AuthFailed, OutcomeUnknown, ProviderError, RateLimited, Unavailable, words
+from .errors import (
+    AuthFailed,
+    OutcomeUnknown,
+    ProviderError,
+    RateLimited,
+    StoreError,
+    Unavailable,
+    words,
+)
 from .host import Host, in_forked_children
 from .model import Claim, ownership
 from .providers.base import ProviderState, SandboxProvider, SandboxRef
 from .store import Store
+from .store.calls import Slot
 from .store.health import FAILURES
 
 CALLS_AT_ONCE = 8  # of one provider, in a worker that has several
@@ -29,10 +38,14 @@ class TeardownOutcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Teardown:
-    """The outcome of one attempt; `retry_after` in seconds when it is RETRY."""
+    """
+    The outcome of one attempt; `retry_after` in seconds when it is RETRY. `provider` is whose the
+    sandbox was, where it was claimed.
+    """
 
     outcome: TeardownOutcome
     retry_after: float | None = None
+    provider: str | None = field(default=None, compare=False)
 
 
 class Undertaker:
@@ -76,7 +89,31 @@ class Undertaker:
         with self._room(claim.provider) as room:
             if not room:
                 return self._put_off(claim)
+            return replace(self._bounded(claim, worker, deadline), provider=claim.provider)
+
+    def _bounded(self, claim: Claim, worker: str, deadline: float) -> Teardown:
+        """The attempt, in one of the slots that the fleet has for this provider."""
+        if self.store.calls.bound is None:
             return self._attempt(claim, worker, deadline)
+        slot = self.store.calls.take(claim.provider, worker)
+        if slot is None:
+            return self._stand_back(claim)
+        try:
+            return self._attempt(claim, worker, deadline)
+        finally:
+            self._give(slot)
+
+    def _give(self, slot: Slot) -> None:
+        with suppress(StoreError):  # it runs out, like the slot of a worker that was killed
+            self.store.calls.give(slot)
+
+    def _stand_back(self, claim: Claim) -> Teardown:
+        """
+        As many calls are under way as may be. It is due at once, and nobody is told to try again:
+        each call that ends makes room for one, and the sweep for the rest.
+        """
+        self.store.teardowns.put_off(claim, 0.0)
+        return Teardown(outcome=TeardownOutcome.REFUSED)
 
     def _attempt(self, claim: Claim, worker: str, deadline: float) -> Teardown:
         if not self._admitted(claim):

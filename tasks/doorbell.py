@@ -20,6 +20,8 @@ logger = logging.getLogger("sandkeeper")
 PUBLISH_WITHIN: Final = 30.0  # seconds for one batch; what is left is published after the lease
 CONFIRM_WITHIN: Final = 5.0  # seconds; a RabbitMQ that is well confirms in milliseconds
 WAITING: Final = 1000  # batches
+RINGS: Final = 1000  # teardowns a minute that a program rings for
+MINUTE: Final = 60.0
 
 Pairs = Sequence[tuple[str, int]]
 
@@ -84,12 +86,16 @@ class FanOut:
 class BackgroundDoorbell:
     """
     The doorbell of a program that must not wait for the broker: a thread publishes. It drops what
-    it cannot publish and what there is no room for; the next sweep rings for both.
+    it cannot publish and what there is no room for; the next sweep rings for both. So it does for
+    more than `rings` a minute: in the broker they would stand before everybody who comes later,
+    while the sweep lets tenants take turns.
     """
 
-    def __init__(self, app: Celery, *, waiting: int = WAITING) -> None:
+    def __init__(self, app: Celery, *, waiting: int = WAITING, rings: int = RINGS) -> None:
         self.app = app
         self.waiting = waiting
+        self.rings = rings
+        self._minute, self._rung = 0.0, 0
         self._queue: Queue[Pairs] = Queue()
         self._forget()
         in_forked_children(self, BackgroundDoorbell._forget)
@@ -104,12 +110,22 @@ class BackgroundDoorbell:
         if self.app.conf.task_always_eager:
             FanOut(self.app)(pairs)
             return
+        if not self._may_ring(len(pairs)):
+            return
         if not self._started:
             self._start()
         try:
             self._queue.put_nowait(list(pairs))
         except Full:
             logger.warning("DoorbellDropped teardowns=%d reason=full", len(pairs))
+
+    def _may_ring(self, teardowns: int) -> bool:
+        """Two threads that count at once may miss one: it is no more than a rough bound."""
+        now = time.monotonic()
+        if now - self._minute >= MINUTE:
+            self._minute, self._rung = now, 0
+        self._rung += teardowns
+        return self._rung <= self.rings
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is published or dropped, `timeout` seconds at most. False: not yet."""

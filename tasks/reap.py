@@ -48,6 +48,8 @@ def teardown_sandbox(self: Any, session_id: str, generation: int) -> str:
     teardown = _attempt(self, session_id, generation)
     if teardown.outcome is TeardownOutcome.RETRY:
         _ring_again(self, teardown.retry_after)
+    elif not (self.request.is_eager or self.request.called_directly):
+        _reaper(self).follow_up(teardown)
     return teardown.outcome.value
 
 

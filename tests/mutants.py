@@ -556,7 +556,7 @@ MUTANTS = (
     Mutant(
         "the publish lease is not taken",
         "a sweep does not publish again what it just published",
-        SWEEPS,
+        "core/store/publications.py",
         ".values(due_at=rules.in_(rules.policy.publish_lease))",
         ".values(due_at=rules.now)",
         at(

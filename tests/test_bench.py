@@ -14,7 +14,19 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench import dashboard, embedded, peers, plot, processes, reconcile, sweep, touch, web
+from bench import (
+    churn,
+    dashboard,
+    embedded,
+    peers,
+    plot,
+    processes,
+    reconcile,
+    sweep,
+    touch,
+    turnover,
+    web,
+)
 from bench.__main__ import BENCHES, main
 from bench.figures import Figure, amount, show
 from bench.ground import Ground
@@ -144,6 +156,17 @@ def test_a_peer_that_is_not_installed_is_left_out_in_words(
 
     assert peers.culled(100) is None
     assert "`./run peers` installs it" in capsys.readouterr().err
+
+
+def test_churn_is_measured(here: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole lives, purged as they go: each table has its size and its dead rows."""
+    small(monkeypatch, churn, MINUTES=0.05, RETENTION=0.5, SWEEP_EVERY=0.2, SWEEPS=3, LIVES=300)
+    small(monkeypatch, turnover, BATCH=100, VACUUM_EVERY=200)
+
+    figures = list(churn.run(here))
+
+    assert figures[0].ours > 0
+    assert [figure.target for figure in figures if figure.target] == ["≤ 1.5"] * 4 + ["≤ 2"] * 2
 
 
 def test_a_whole_round_of_reconcile_is_measured(

@@ -227,7 +227,7 @@ def test_a_quarantined_teardown_is_listed_and_tried_again(
         ("conv", "AuthFailed: 401")
     ]
     assert "1 to be tried again" in retried.output
-    assert keeper.store.sweeps.to_publish(10, failing=True) == (1, [("conv", session.generation)])
+    assert keeper.store.publications.failing(10) == (1, [("conv", session.generation)])
 
 
 def test_help_names_every_command(operator: Operator) -> None:

@@ -162,6 +162,20 @@ def test_a_ring_is_published_in_the_background(make_app: MakeApp, folder: str) -
     assert published(app) == PAIRS
 
 
+def test_more_rings_than_a_minute_has_are_left_to_the_sweep(make_app: MakeApp, folder: str) -> None:
+    """In the queue they would stand before everybody who comes later; the next minute rings."""
+    app = make_app(folder)
+    ring = BackgroundDoorbell(app, rings=5)
+
+    ring(PAIRS)
+    ring(PAIRS)
+    ring._minute -= doorbell.MINUTE
+    ring(PAIRS)
+
+    assert ring.flush(LIMIT)
+    assert published(app) == [*PAIRS, *PAIRS]
+
+
 def test_a_ring_does_not_wait_for_a_broker_that_hangs(
     make_app: MakeApp, deaf: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -289,8 +289,8 @@ def test_while_something_is_held_nothing_is_destroyed(
     assert [(r.late, r.killed, r.missing, r.lost) for r in compared] == [(1, 0, 1, 0)]
     assert store.sweeps.sessions(10)[3] == 0  # also when it was held after the breaker's look
     assert store.sweeps.expired_creates(10) == 0
-    assert store.sweeps.to_publish(10) == (0, [])
-    assert store.sweeps.to_publish(10, failing=True) == (0, [])
+    assert [store.publications.take(room, 10) for room in store.publications.rooms()] == [[]]
+    assert store.publications.failing(10) == (0, [])
     assert store.teardowns.claim("closing", 1, "w", early=True) is None
     assert not store.orphans.claim(orphan)
     absent = missing(store, keeper, "running")

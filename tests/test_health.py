@@ -43,6 +43,7 @@ def due(
     *,
     prefix: str = "s",
     provider: str = "fake",
+    tenant: str = "default",
     overdue: float = 0.0,
     quarantined: bool = False,
 ) -> list[str]:
@@ -50,7 +51,7 @@ def due(
     ids = [f"{prefix}-{number}" for number in range(count)]
     born = clock.now - timedelta(days=1)
     ended = {
-        "tenant": "default",
+        "tenant": tenant,
         "status": SessionStatus.ENDED.value,
         "generation": 1,
         "turn_count": 0,
@@ -64,6 +65,7 @@ def due(
     }
     closing = {
         "generation": 1,
+        "tenant": tenant,
         "provider": provider,
         "scope": "test-account",
         "spec": {},

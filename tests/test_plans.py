@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,24 @@ UPDATE sessions SET due_at = now() - interval '1 minute',
     last_activity_at = now() - interval '2 hours'
 WHERE id IN (SELECT 'conv-' || (n * 10 + 1) FROM generate_series(1, :due) AS n)
 """
+NOBODY_CLOSES = """
+UPDATE sandboxes SET state = 'gone', due_at = NULL, not_before = NULL, gone_at = now()
+WHERE state = 'closing'
+"""
+MAKE_BACKLOG = """
+UPDATE sandboxes SET state = 'closing', closing_at = now(), due_at = now() - interval '1 minute',
+    not_before = now() - interval '1 minute', tenant = 'tenant-' || (key::bigint / 10 % :tenants)
+WHERE key IN (SELECT lpad((n * 10 + 1)::text, 26, '0') FROM generate_series(1, :waiting) AS n)
+"""
+STATISTICS = {
+    "right": (MAKE_BACKLOG, "ANALYZE sandboxes"),
+    # As nearly always: the last look at the table was when nothing was closing.
+    "of a time when nobody closed": ("ANALYZE sandboxes", MAKE_BACKLOG),
+    "none": (
+        MAKE_BACKLOG,
+        "DELETE FROM pg_statistic WHERE starelid = 'sandboxes'::regclass",
+    ),
+}
 MAKE_CLOSING_DUE = """
 UPDATE sandboxes SET due_at = now() - interval '1 minute', not_before = now() - interval '1 minute'
 WHERE session_id IN (SELECT 'conv-' || (n * 100) FROM generate_series(1, :due) AS n)
@@ -231,6 +249,63 @@ def test_ending_a_batch_reads_that_batch(store: Store, mode: str) -> None:
     expect_bounded(plans, 2 * POLICY.batch + SLACK)
 
 
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+def test_publishing_reads_what_it_publishes_whatever_waits(crowded: Engine, mode: str) -> None:
+    """Of a backlog of 999: what there is room for, an entry a tenant, and what is in flight."""
+    bound = 100
+    store = Store(crowded, policy=replace(POLICY, in_flight=bound))
+    reaper = Reaper(store, {}, doorbell=lambda _: None)
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(text(MAKE_CLOSING_DUE), {"due": 999})
+        connection.execute(
+            text(
+                "UPDATE sandboxes SET tenant = 'tenant-' || length(session_id) "
+                "WHERE state = 'closing' AND session_id < 'conv-2'"
+            )
+        )
+        reports = []
+
+        first = explained_each(connection, lambda: reports.append(reaper.sweep()))
+        second = explained_each(connection, lambda: reports.append(reaper.sweep()))
+
+    assert [report.published for report in reports] == [bound, 0]
+    expect_bounded(first, 2 * POLICY.batch + SLACK)
+    expect_bounded(second, bound + SLACK)
+
+
+@pytest.mark.parametrize("waiting", [1, 5_000])
+@pytest.mark.parametrize("tenants", [1, 2, 1_000])
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_publishing_reads_no_backlog_whatever_the_statistics(
+    crowded: Engine, statistics: str, tenants: int, waiting: int
+) -> None:
+    """
+    No other index than those of publishing can serve it, so that no planner errs: also when it
+    takes the backlog for empty, and all the same for big and small.
+    """
+    bound = 100
+    store = Store(crowded, policy=replace(POLICY, in_flight=bound))
+    reaper = Reaper(store, {}, doorbell=lambda _: None)
+    with taken_back(store) as connection:
+        connection.execute(text(NOBODY_CLOSES))
+        for statement in STATISTICS[statistics]:
+            of = {"tenants": tenants, "waiting": waiting} if statement is MAKE_BACKLOG else {}
+            connection.execute(text(statement), of)
+        published = []
+
+        plans = explained_each(connection, lambda: published.append(_publish(reaper)))
+
+    assert published == [min(waiting, bound)]
+    used = {scan for plan in plans.values() for scan in scans(plan) if " sandboxes" in scan}
+    assert {scan.partition(" sandboxes_")[2] for scan in used} == {"waiting", "in_flight", "pkey"}
+    expect_bounded(plans, min(tenants, waiting, 500) + bound + SLACK)
+
+
+def _publish(reaper: Reaper) -> int:
+    return reaper._ring_while_there_is_room()
+
+
 def test_the_check_turns_red_with_a_clock_that_moves(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +410,7 @@ def test_sqlite_sweeps_and_turns_by_index(sqlite_url: str) -> None:
     with Keeper(store, FakeCloud()) as keeper:
         for number in range(1, 4):
             keeper.open(f"conv-{number}{number}")
+        keeper.end("conv-33")
     reaper = Reaper(store, {}, doorbell=lambda _: None)
 
     with listening(engine) as heard:
@@ -349,13 +425,15 @@ def test_sqlite_sweeps_and_turns_by_index(sqlite_url: str) -> None:
     assert "sessions_due" in used
     assert "sandboxes_creating" in used
     assert "sandboxes_closing" in used
+    assert "sandboxes_waiting" in used
+    assert "sandboxes_in_flight" in used
     assert "sessions_purgeable" in used
     whole = [line for line in details if line.startswith(("SCAN sessions", "SCAN sandboxes"))]
     assert not [line for line in whole if "USING" not in line], whole
 
 
 def _sqlite_plans(path: Path, heard: list[Heard]) -> list[str]:
-    words = ("SELECT", "UPDATE", "DELETE")
+    words = ("SELECT", "UPDATE", "DELETE", "WITH")
     with closing(sqlite3.connect(path)) as connection:
         connection.create_function("sandkeeper_identity", 0, lambda: None)
         return [

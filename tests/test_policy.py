@@ -48,6 +48,8 @@ def test_every_limit_comes_from_the_setting_of_its_name() -> None:
         "longest_pin": 251.0,
         "backstop": 26.0,
         "batch": 20,
+        "in_flight": 27,
+        "provider_concurrency": 28,
     }
 
     found = Policy.from_settings(factories.settings(**wanted))

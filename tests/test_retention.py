@@ -57,7 +57,16 @@ def test_everything_of_a_session_is_deleted_after_the_retention(
     assert keeper.get("other").id == "other"
     assert rows(engine) == {
         **dict.fromkeys(
-            ("api_tokens", "earlier_promises", "holds", "orphans", "providers", "turns"), 0
+            (
+                "api_tokens",
+                "call_slots",
+                "earlier_promises",
+                "holds",
+                "orphans",
+                "providers",
+                "turns",
+            ),
+            0,
         ),
         "sessions": 1,
         "sandboxes": 1,

@@ -33,10 +33,11 @@ DURATIONS = [
     "LATE_AFTER",
     "LONGEST_PIN",
 ]
-COUNTS = ["QUARANTINE_AFTER", "BATCH", "BREAKER_MIN"]
+COUNTS = ["QUARANTINE_AFTER", "BATCH", "BREAKER_MIN", "IN_FLIGHT"]
 OTHERS = [
     "BREAKER_RATIO",
     "BACKSTOP",
+    "PROVIDER_CONCURRENCY",
     "DATABASE_URL",
     "BROKER_URL",
     "PROVIDER",
@@ -210,6 +211,10 @@ def test_a_nonsense_count_is_refused(name: str, value: str) -> None:
         ("QUEUE_PREFIX", "A"),
         ("QUEUE_PREFIX", "a" * 41),
         ("BATCH", "10001"),
+        ("IN_FLIGHT", "100001"),
+        ("PROVIDER_CONCURRENCY", "0"),
+        ("PROVIDER_CONCURRENCY", "10001"),
+        ("PROVIDER_CONCURRENCY", "many"),
         ("LOG_FORMAT", "xml"),
         ("LOG_FORMAT", "jsonl"),
         ("LOG_FORMAT", ""),

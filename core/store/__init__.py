@@ -14,6 +14,7 @@ from ..policy import Policy
 from ..schema import installation as installation_table
 from ..witness import InMemory, Witness
 from .backstops import Backstops
+from .calls import Calls
 from .clamps import Clamps
 from .database import Database
 from .evidence import Evidence
@@ -27,6 +28,7 @@ from .outlook import Outlook
 from .overdue import Overdue
 from .overview import Overview
 from .pins import Pins
+from .publications import Publications
 from .quarantine import Quarantine
 from .records import Records
 from .restore import Restore
@@ -77,8 +79,10 @@ class Store:
         self.turns = Turns(self.database, rules, self.sessions)
         self.clamps = Clamps(self.database, rules)
         self.sweeps = Sweeps(self.database, rules)
+        self.publications = Publications(self.database, rules)
         self.outlook = Outlook(self.database, self.clamps, self.sweeps)
         self.teardowns = Teardowns(self.database, rules, self.installation)
+        self.calls = Calls(self.database, rules)
         self.inventory = Inventory(self.database, rules, self.installation)
         self.orphans = Orphans(self.database, rules, self.installation)
         self.backstops = Backstops(self.database, rules, self.installation)

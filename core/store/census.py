@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, FromClause, func, select
 
-from ..schema import orphans, providers, sandboxes, sessions
+from ..schema import call_slots, orphans, providers, sandboxes, sessions
 from .database import Database
+from .publications import in_flight
 from .rules import ACTIVE, CLOSING, CREATING, RUNNING, b
 
 
@@ -21,6 +22,8 @@ class Census:
     quarantined: int
     orphans: int
     circuits_open: int
+    in_flight: int  # published or claimed, and not done; without the quarantined
+    slots_taken: int  # of PROVIDER_CONCURRENCY
 
 
 class Counts:
@@ -38,6 +41,8 @@ class Counts:
             _count(sandboxes, CLOSING, ~waiting).label("quarantined"),
             _count(orphans).label("orphans"),
             _count(providers, providers.c.open_until > database.now).label("circuits"),
+            _count(sandboxes, in_flight(database.now)).label("in_flight"),
+            _count(call_slots, call_slots.c.until > database.now).label("slots"),
         )
 
     def census(self) -> Census:
@@ -51,6 +56,8 @@ class Counts:
             quarantined=row.quarantined,
             orphans=row.orphans,
             circuits_open=row.circuits,
+            in_flight=row.in_flight,
+            slots_taken=row.slots,
         )
 
 

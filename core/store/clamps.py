@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, or_, select, update
 
-from ..schema import orphans, providers, sandboxes, sessions
+from ..schema import call_slots, orphans, providers, sandboxes, sessions
 from .database import Database
 from .promises import Promises
 from .rules import ACTIVE, CLOSING, CREATING, RUNNING, Rules, b, locked, s
@@ -98,17 +98,23 @@ class Clamps:
         ]
 
     def _prepare_waits(self, rules: Rules) -> None:
-        # A circuit, a rate limit, an orphan's pause: the same for dates of their own.
+        # A circuit, a rate limit, an orphan's pause, a slot: the same for dates of their own.
         too_far = rules.in_(rules.policy.longest_pause + 1.0)
-        p, o = providers.c, orphans.c
+        p, o, c = providers.c, orphans.c, call_slots.c
         opened = p.open_until > too_far
         limited = or_(p.limited_until > too_far, p.next_call_at > too_far)
         paused = o.not_before > too_far
-        self.far += [select(p.provider).where(or_(opened, limited)), select(o.key).where(paused)]
+        taken = c.until > too_far
+        self.far += [
+            select(p.provider).where(or_(opened, limited)),
+            select(o.key).where(paused),
+            select(c.provider).where(taken),
+        ]
         self._clamp_waits = (
             update(providers).where(opened).values(open_until=rules.now),
             update(providers)
             .where(limited)
             .values(limited_until=rules.now, next_call_at=rules.now),
             update(orphans).where(paused).values(not_before=rules.now),
+            update(call_slots).where(taken).values(until=rules.now),
         )

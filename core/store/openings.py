@@ -150,6 +150,7 @@ class Openings:
             self._insert_sandbox,
             {
                 "key": new_key(self._randbits),
+                "tenant": wanted.tenant,
                 "session_id": wanted.session_id,
                 "generation": generation,
                 "provider": wanted.provider,

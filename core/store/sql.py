@@ -15,8 +15,11 @@ from sqlalchemy import (
     Float,
     Integer,
     String,
+    TableValuedAlias,
     TypeDecorator,
     bindparam,
+    column,
+    func,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -133,6 +136,14 @@ def any_of(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
     driver nor the server has prepared.
     """
     return _AnyOf(column, bindparam(name, type_=_Keys()))
+
+
+def listed(name: str, *, postgresql: bool) -> TableValuedAlias:
+    """The keys in the parameter `name` as rows, in a column `value`."""
+    keys = bindparam(name, type_=_Keys())
+    rows = func.unnest(keys) if postgresql else func.json_each(keys)
+    table = rows.table_valued(column("value", String), name="listed")
+    return table.render_derived() if postgresql else table
 
 
 def later(moment: ColumnElement[datetime], seconds: Any) -> ColumnElement[datetime]:

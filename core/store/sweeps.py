@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Select,
     and_,
     bindparam,
     case,
@@ -29,7 +28,6 @@ from ..schema import installation, sandboxes, sessions
 from ..timekeeper import UNWATCHED, Watched
 from .database import Database
 from .endings import Endings
-from .health import blocked
 from .promises import Promises
 from .rules import (
     ACTIVE,
@@ -175,20 +173,6 @@ class Sweeps:
             ended = move.all(self._expire, {"ids": [row.id for row in rows]})
             self._endings.close(move, ended, ACTOR)
         return len(ended)
-
-    def to_publish(self, limit: int, *, failing: bool = False) -> tuple[int, list[tuple[str, int]]]:
-        """
-        Closing sandboxes that are due, most overdue first, each pushed forward by the publish
-        lease: how many, and those that can be worked on now, because their provider answers. A
-        crash between this commit and the publication costs that lease, nothing else. `failing`
-        for the quarantined ones, which have a queue of their own so that they hold nobody up.
-        """
-        lock = self._lock_failing if failing else self._lock_closing
-        with self.database.move() as move:
-            rows = move.all(lock, {"limit": limit})
-            if rows:
-                move.run(self._lease, {"keys": [row.key for row in rows]})
-        return len(rows), [(row.session_id, row.generation) for row in rows if not row.blocked]
 
     # Statements, built once
 
@@ -341,29 +325,15 @@ class Sweeps:
         )
 
     def _prepare_fan_out(self, rules: Rules) -> None:
+        """What the step after these looks for: see Publications."""
         due = select(b.key).where(CLOSING, b.due_at <= rules.now, UNHELD).order_by(b.due_at)
         self.closing = due.where(b.quarantined_at.is_(None))
         self.failing = due.where(b.quarantined_at.is_not(None))
-        self._lock_closing = _to_ring(self.closing, rules)
-        self._lock_failing = _to_ring(self.failing, rules)
-        self._lease = (
-            update(sandboxes)
-            # By key alone, locked as they are: with the state the planner takes its index, and
-            # reads all that is closing for each batch.
-            .where(any_of(b.key, "keys"))
-            .values(due_at=rules.in_(rules.policy.publish_lease))
-        )
 
 
 def _one_beat(rules: Rules) -> float:
     """Seconds in which every holder that lives beats: after a failure it tries twice as often."""
     return rules.policy.heartbeat / 2
-
-
-def _to_ring(due: Select[Any], rules: Rules) -> Select[Any]:
-    is_blocked = blocked(rules, b.provider).label("blocked")
-    ringing = due.add_columns(b.session_id, b.generation, is_blocked).limit(LIMIT)
-    return ringing.with_for_update(of=sandboxes, skip_locked=True)
 
 
 def _some(limit: int, watched: Watched, only: str | None) -> dict[str, Any]:

@@ -172,6 +172,16 @@ METRICS: Final = (
         lambda known: known.census.circuits_open,
     ),
     _gauge(
+        "teardowns_in_flight",
+        "Teardowns that are published or claimed and not done, but for the quarantined.",
+        lambda known: known.census.in_flight,
+    ),
+    _gauge(
+        "call_slots_taken",
+        "Calls of providers that count for PROVIDER_CONCURRENCY.",
+        lambda known: known.census.slots_taken,
+    ),
+    _gauge(
         "holds_open",
         "Questions to an operator that are open; nothing is destroyed meanwhile.",
         lambda known: known.pulse.held,

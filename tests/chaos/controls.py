@@ -148,7 +148,7 @@ CONTROLS: Mapping[str, Control] = {
             promise="L2: the row says when it is due, whatever becomes of the message",
             edits=[
                 Edit(
-                    file="core/store/sweeps.py",
+                    file="core/store/publications.py",
                     old=".values(due_at=rules.in_(rules.policy.publish_lease))",
                     new=".values(due_at=rules.in_(86400.0))",
                 ),

@@ -11,6 +11,7 @@ from core.store.guard import Guard
 from core.store.inventory import Inventory
 from core.store.openings import Openings
 from core.store.orphans import Orphans
+from core.store.publications import Publications
 from core.store.restore import Restore
 from core.store.retention import Retention
 from core.store.sessions import Sessions
@@ -29,7 +30,7 @@ EXTEND = Sessions.extend.__qualname__
 END = Sessions.end.__qualname__
 SWEEP = Sweeps.sessions.__qualname__
 EXPIRE = Sweeps.expired_creates.__qualname__
-PUBLISH = Sweeps.to_publish.__qualname__
+PUBLISH = Publications.take.__qualname__
 CLAMP = Clamps.clamp.__qualname__
 CLAIM = Teardowns.claim.__qualname__
 GONE = Teardowns.gone.__qualname__
@@ -94,6 +95,9 @@ NOT_MODELLED = {
     "Guard.deny": "the mass is left alone: to the model's one session that is being held",
     "Guard.deny_in": "half of the word on a restore, inside of its transaction",
     "Guard.trust_in": "half of the word on a restore, inside of its transaction",
+    "Publications.failing": "what take does, for the quarantined",
+    "Calls.take": "whether a call is made now; a worker that has none does nothing",
+    "Calls.give": "likewise",
     "ProviderHealth.admit": "when a call is made, and not which",
     "ProviderHealth.answered": "likewise",
     "ProviderHealth.failed": "likewise",

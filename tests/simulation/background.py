@@ -116,6 +116,7 @@ class Worker:
         actor.attempt = (session_id, generation, worker)
         try:
             done = self.reaper.teardown(session_id, generation, worker=worker)
+            self.reaper.follow_up(done)
         except StoreUnavailable as error:
             self.scheduler.note(f"teardown failed: {error!s:.60}")
             return

@@ -29,6 +29,8 @@ POLICY = Policy(
     orphan_grace=50.0,
     late_after=50.0,
     backstop=3.0,  # the least that settings allow
+    in_flight=6,  # less than waits now and then
+    provider_concurrency=3,  # of four that would call
 )
 SMALL_BATCHES = replace(POLICY, batch=2)
 # Between two heartbeats there is time for a few sweeps, and for what happens to the clock there.

@@ -29,6 +29,8 @@ NOTHING = Known(
         quarantined=0,
         orphans=0,
         circuits_open=0,
+        in_flight=0,
+        slots_taken=0,
     ),
     totals=Totals(tallies=[], behind=0.0),
     late=False,

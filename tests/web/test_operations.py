@@ -59,7 +59,7 @@ def test_what_is_in_quarantine_is_listed_and_tried_again(api: Api, keeper: Keepe
         ("conv", "AuthFailed: 401")
     ]
     assert (retried, not_there) == ({"retried": 1}, {"retried": 0})
-    assert keeper.store.sweeps.to_publish(10, failing=True) == (1, [("conv", 1)])
+    assert keeper.store.publications.failing(10) == (1, [("conv", 1)])
 
 
 def test_orphans_have_pages(api: Api, keeper: Keeper) -> None:

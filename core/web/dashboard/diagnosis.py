@@ -112,10 +112,10 @@ def _overdue(fleet: Fleet, causes: Sequence[Finding]) -> Iterator[Finding]:
         yield Finding(title=title, why=why, fix="Put that right first.", **sessions)
     elif waiting.untried:
         why = (
-            f"{longest} Teardowns were published, and no worker has taken them: "
-            f"{count(waiting.untried, fleet.lots)}."
+            f"{longest} {count(waiting.untried, fleet.lots)} teardowns wait, and no worker has "
+            "taken them."
         )
-        fix = "Start a worker. If one runs, see whether it reaches the broker, and its queues."
+        fix = "Start a worker. If one runs, is it busy, or does it not reach the broker?"
         yield Finding(title=title, why=why, fix=fix, commands=(WORKER, PING), **sessions)
     elif worst is not None:
         answer = worst.last_error or "none was kept"
