@@ -37,6 +37,8 @@ class AsyncKeeper:
         idle_ttl: timedelta | float | None = None,
         max_age: timedelta | float | None = None,
         max_turn: timedelta | float | None = None,
+        never_used_ttl: timedelta | float | None = None,
+        profile: str | None = None,
         metadata: Mapping[str, object] | None = None,
         spec: Mapping[str, object] | None = None,
     ) -> Session:
@@ -48,6 +50,8 @@ class AsyncKeeper:
             idle_ttl=idle_ttl,
             max_age=max_age,
             max_turn=max_turn,
+            never_used_ttl=never_used_ttl,
+            profile=profile,
             metadata=metadata,
             spec=spec,
         )

@@ -8,6 +8,7 @@ Every error that Sandkeeper raises, in one tree. Nothing here decides: retry is 
       SessionNotReady            its sandbox is still being created
       SessionEnded               the session was ended, or this generation of it is over
       TurnExpired                the turn passed its hard ceiling, or was ended already
+      TenantFull                 the tenant has as many live sandboxes as its quota allows
       StoreError                 the database refused or cannot be used as it is
         StoreUnavailable           it cannot be reached, is locked, full or read-only; try again
           RowLocked                  somebody holds one of its rows for longer than we wait
@@ -92,6 +93,10 @@ class TurnExpired(SandkeeperError):
         self.session_id = session_id
         self.turn_id = turn_id
         self.reason = reason
+
+
+class TenantFull(SandkeeperError):
+    """The tenant has as many live sandboxes as its quota allows, and none of them may be ended."""
 
 
 class StoreError(SandkeeperError):

@@ -38,6 +38,8 @@ class EventKind(StrEnum):
     SWEEP_ASKED = "sweep_asked"  # an operator asked for a sweep at once
     TOKEN_CREATED = "token_created"  # noqa: S105 - somebody may call the HTTP API
     TOKEN_REVOKED = "token_revoked"  # noqa: S105 - and may no more
+    POLICY_CHANGED = "policy_changed"  # an operator set or unset limits of one layer
+    WINDOW_CHANGED = "window_changed"  # an operator added or took away a maintenance window
     ROW_POISONED = "row_poisoned"  # the sweep could not move this row, and went on without it
     # Not moves: logged only.
     FAN_OUT_FAILED = "fan_out_failed"  # teardowns were not published; the next sweep does it

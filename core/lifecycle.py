@@ -25,6 +25,7 @@ from .errors import (
 from .events import Event, EventKind
 from .explain import Explanation, explain
 from .host import Host, Loop
+from .layers import check_profile
 from .model import (
     Intent,
     Session,
@@ -114,6 +115,8 @@ class Keeper:
         idle_ttl: timedelta | float | None = None,
         max_age: timedelta | float | None = None,
         max_turn: timedelta | float | None = None,
+        never_used_ttl: timedelta | float | None = None,
+        profile: str | None = None,
         metadata: Mapping[str, object] | None = None,
         spec: Mapping[str, object] | None = None,
     ) -> Session:
@@ -121,19 +124,30 @@ class Keeper:
         Get a session with a running sandbox: the one that is there, a new one, or the next
         generation of one that ended. Concurrent calls make one sandbox. It counts as activity.
         Limits (seconds or timedelta) and metadata are those of a new generation; a running one
-        keeps its own, and a reopened one its metadata where none is given.
+        keeps its own, and a reopened one its metadata and profile where none is given. What is
+        not given is decided by the profile's policy, the tenant's, the installation's.
         Without an id one is generated (UUIDv7). Raises ProviderError when no sandbox could be
-        made, and SessionEnded when the session was ended while it was made; call again then.
+        made, TenantFull when the tenant's quota has no room, and SessionEnded when the session
+        was ended while it was made; call again then.
         """
         if session_id is None:
             session_id = identifiers.new_id(self._host)
-        given = {"idle_ttl": idle_ttl, "max_age": max_age, "max_turn": max_turn}
+        given = {
+            "idle_ttl": idle_ttl,
+            "max_age": max_age,
+            "max_turn": max_turn,
+            "never_used_ttl": never_used_ttl,
+        }
         wanted = Wanted(
             session_id=check_session_id(session_id),
             tenant=check_tenant(tenant),
             idle_ttl=self._limit("idle_ttl", idle_ttl, self.policy.idle_ttl),
-            max_age=self.policy.max_age if max_age is None else duration("max_age", max_age),
+            max_age=self._optional("max_age", max_age, self.policy.max_age),
             max_turn=self._limit("max_turn", max_turn, self.policy.max_turn),
+            never_used_ttl=self._optional(
+                "never_used_ttl", never_used_ttl, self.policy.never_used_ttl
+            ),
+            profile=None if profile is None else check_profile(profile),
             own=tuple(name for name, value in given.items() if value is not None),
             metadata=None if metadata is None else _metadata(metadata),
             provider=self.provider.name,
@@ -151,6 +165,7 @@ class Keeper:
         if intent is None:
             self._backstop.begun(session)
             return session
+        self._ring(intent.evicted)
         # From the row's own date: what this process begins to create after it, nobody would close.
         made = self._create(intent, deadline=asked + 0.9 * intent.seconds_left)
         external_id = made.ref.external_id
@@ -245,7 +260,7 @@ class Keeper:
             actor=self.holder,
             generation=generation,
         )
-        self._ring(session)
+        self._ring([(session.id, session.generation)])
         return session
 
     def get(self, session_id: str) -> Session:
@@ -277,24 +292,29 @@ class Keeper:
         self._backstop.watch(session_id)
         self.start()
 
-    def _ring(self, session: Session) -> None:
+    def _ring(self, ended: Sequence[tuple[str, int]]) -> None:
         """Best effort: the end is committed, and the next sweep covers what was not heard."""
-        if self.doorbell is None:
+        if self.doorbell is None or not ended:
             return
         try:
-            self.doorbell([(session.id, session.generation)])
+            self.doorbell(list(ended))
         except Exception as error:  # noqa: BLE001 - the caller's end stands, whatever broke
             self.store.database.tell(
                 Event(
                     kind=EventKind.FAN_OUT_FAILED,
                     actor=self.holder,
-                    session_id=session.id,
-                    generation=session.generation,
+                    session_id=ended[0][0],
+                    generation=ended[0][1],
                     detail={"error": str(error)},
                 )
             )
 
     def _limit(self, name: str, value: timedelta | float | None, default: float) -> float:
+        return default if value is None else duration(name, value)
+
+    def _optional(
+        self, name: str, value: timedelta | float | None, default: float | None
+    ) -> float | None:
         return default if value is None else duration(name, value)
 
     def _create(self, intent: Intent, *, deadline: float) -> SandboxInfo:

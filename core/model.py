@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -51,6 +51,7 @@ class EndReason(StrEnum):
     IDLE = "idle"  # no activity for idle_ttl, noticed and looked at again
     MAX_AGE = "max_age"  # this generation has lived as long as its policy allows
     LOST = "lost"  # the provider no longer has the sandbox
+    EVICTED = "evicted"  # its tenant is full, and it was idle for longest when another was opened
     CREATE_FAILED = "create_failed"  # the provider can never make it
     CREATE_EXPIRED = "create_expired"  # nobody finished creating it in time
 
@@ -104,6 +105,8 @@ class Session:
     idle_ttl: float
     max_age: float | None
     max_turn: float
+    never_used_ttl: float | None
+    profile: str | None
     metadata: Mapping[str, object]
     created_at: datetime
     opened_at: datetime
@@ -154,6 +157,7 @@ class Intent:
     ttl: float | None = None  # seconds that the provider is asked to let it live
     seconds_left: float  # until nobody may create it any more, counted from the read
     spec: Mapping[str, object] = field(default_factory=dict)
+    evicted: Sequence[tuple[str, int]] = ()  # (session, generation) pairs that made room for it
 
 
 def check_session_id(session_id: object) -> str:

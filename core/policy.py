@@ -13,13 +13,14 @@ from .settings import LONGEST, Settings, check_rhythm
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """
-    Durations in seconds. The first three are defaults that open() may override for one session;
-    the rest is the rhythm that every process of an installation must share.
+    Durations in seconds. The first four are defaults that layers.py and open() may override; the
+    rest is the rhythm that every process of an installation must share.
     """
 
     idle_ttl: float = 1800.0
     max_age: float | None = None
     max_turn: float = 21600.0
+    never_used_ttl: float | None = None
     heartbeat: float = 15.0
     confirm_interval: float = 60.0
     create_deadline: float = 300.0

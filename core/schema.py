@@ -79,6 +79,13 @@ sessions = Table(
     Column("idle_ttl", Double, nullable=False),
     Column("max_age", Double),
     Column("max_turn", Double, nullable=False),
+    Column("never_used_ttl", Double),  # in place of idle_ttl until the first turn, if shorter
+    Column("profile", String(64)),
+    # Which layer set each limit; null where an earlier version opened it: no policy changes those.
+    Column("idle_ttl_by", String(12)),
+    Column("max_age_by", String(12)),
+    Column("max_turn_by", String(12)),
+    Column("never_used_ttl_by", String(12)),
     Column("metadata", JSON, nullable=False),
     Column("created_at", UTCDateTime, nullable=False),
     Column("opened_at", UTCDateTime, nullable=False),  # when this generation opened
@@ -102,6 +109,7 @@ sessions = Table(
     CheckConstraint(f"idle_ttl > 0 AND idle_ttl <= {LONGEST}", name="idle_ttl"),
     CheckConstraint(f"max_age > 0 AND max_age <= {LONGEST}", name="max_age"),
     CheckConstraint(f"max_turn > 0 AND max_turn <= {LONGEST}", name="max_turn"),
+    CheckConstraint(f"never_used_ttl > 0 AND never_used_ttl <= {LONGEST}", name="never_used_ttl"),
     CheckConstraint("(status = 'ended') = (ended_at IS NOT NULL)", name="ended_at"),
     CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="end_reason"),
     CheckConstraint("(noticed_at IS NULL) = (noticed_activity_at IS NULL)", name="noticed"),
@@ -136,6 +144,23 @@ Index(
     sessions.c.id,
     postgresql_where=text("status = 'active'"),
     sqlite_where=text("status = 'active'"),
+)
+
+# Serves a tenant's quota, and a policy that its active sessions have to follow.
+Index(
+    "sessions_active_of_tenant",
+    sessions.c.tenant,
+    sessions.c.id,
+    postgresql_where=text("status = 'active'"),
+    sqlite_where=text("status = 'active'"),
+)
+# Serves the same for a profile, which few sessions have.
+Index(
+    "sessions_active_of_profile",
+    sessions.c.profile,
+    sessions.c.id,
+    postgresql_where=text("status = 'active' AND profile IS NOT NULL"),
+    sqlite_where=text("status = 'active' AND profile IS NOT NULL"),
 )
 
 sandboxes = Table(
@@ -307,6 +332,55 @@ installation = Table(
     Column("seen", BigInteger, nullable=False, server_default="0"),  # to be counted next, by id
     Column("writers", JSON, nullable=False, server_default="[]"),  # who wrote events when seen was
     CheckConstraint('"row" = 1', name="one"),
+)
+
+# Limits by layer. A field that is null leaves the limit to the layer below.
+policies = Table(
+    "policies",
+    metadata,
+    Column("layer", String(12), primary_key=True),
+    Column("name", String(64), primary_key=True),  # "" for the installation's
+    Column("idle_ttl", Double),
+    Column("max_age", Double),
+    Column("max_turn", Double),
+    Column("never_used_ttl", Double),
+    Column("max_live", Integer),
+    Column("when_full", String(20)),
+    Column("revision", BigInteger, nullable=False),  # counts changes
+    Column("changed_at", UTCDateTime, nullable=False),
+    Column("changed_by", String(200), nullable=False),
+    Column("cursor", String(128)),  # open sessions up to this id follow it; null: all do
+    Column("again", Integer, nullable=False),  # 1: some could not be moved, and are looked for
+    CheckConstraint("layer IN ('installation', 'tenant', 'profile')", name="layer"),
+    CheckConstraint("(layer = 'installation') = (name = '')", name="name"),
+    CheckConstraint(f"idle_ttl > 0 AND idle_ttl <= {LONGEST}", name="idle_ttl"),
+    CheckConstraint(f"max_age > 0 AND max_age <= {LONGEST}", name="max_age"),
+    CheckConstraint(f"max_turn > 0 AND max_turn <= {LONGEST}", name="max_turn"),
+    CheckConstraint(f"never_used_ttl > 0 AND never_used_ttl <= {LONGEST}", name="never_used_ttl"),
+    CheckConstraint("max_live >= 1", name="max_live"),
+    CheckConstraint("when_full IN ('refuse', 'evict-oldest-idle')", name="when_full"),
+    CheckConstraint("again IN (0, 1)", name="again"),
+)
+# Serves the sweep: policies that changed, and that open sessions have yet to follow.
+Index(
+    "policies_to_follow",
+    policies.c.layer,
+    policies.c.name,
+    postgresql_where=text("cursor IS NOT NULL"),
+    sqlite_where=text("cursor IS NOT NULL"),
+)
+
+# Spans in which nothing is ended for idleness.
+windows = Table(
+    "windows",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("from_at", UTCDateTime, nullable=False),
+    Column("until_at", UTCDateTime, nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("made_by", String(200), nullable=False),
+    Column("made_at", UTCDateTime, nullable=False),
+    CheckConstraint("from_at < until_at", name="span"),
 )
 
 # Totals that outlive every process: store/tallies.py says what each name counts.

@@ -59,6 +59,8 @@ class Rhythm(Protocol):
     @property
     def idle_ttl(self) -> float: ...
     @property
+    def never_used_ttl(self) -> float | None: ...
+    @property
     def heartbeat(self) -> float: ...
     @property
     def confirm_interval(self) -> float: ...
@@ -80,6 +82,11 @@ def check_rhythm(rhythm: Rhythm) -> None:
         raise ValueError(
             f"CONFIRM_INTERVAL {rhythm.confirm_interval:g} is longer than IDLE_TTL "
             f"{rhythm.idle_ttl:g}: set it to {rhythm.idle_ttl:g} or less"
+        )
+    if rhythm.never_used_ttl is not None and rhythm.never_used_ttl < rhythm.confirm_interval:
+        raise ValueError(
+            f"NEVER_USED_TTL {rhythm.never_used_ttl:g} is shorter than CONFIRM_INTERVAL "
+            f"{rhythm.confirm_interval:g}: set it to {rhythm.confirm_interval:g} or more"
         )
     if rhythm.retention < 2 * rhythm.create_deadline:
         raise ValueError(
@@ -139,6 +146,11 @@ class Settings(BaseModel):
         21600.0,
         description="The hard ceiling of one turn (seconds): a wedged turn whose heartbeats go on "
         "does not keep a sandbox for ever.",
+    )
+    never_used_ttl: OptionalSeconds = Field(
+        None,
+        description="A session that never had a turn is ended after this long (seconds), where it "
+        "is shorter than IDLE_TTL; or `none`.",
     )
     heartbeat: Seconds = Field(
         15.0,

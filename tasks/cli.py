@@ -17,6 +17,7 @@ from tasks.commands import Context, as_json, cell, plain, show, told
 from tasks.completion import completion, session_ids
 from tasks.doctor.command import doctor
 from tasks.explained import print_explanation, print_rehearsal
+from tasks.policies import policies, windows
 from tasks.providers import providers
 from tasks.safety import breaker, db_restored, orphans, reconcile
 from tasks.serve import host_option, port_option, serve
@@ -271,7 +272,18 @@ def up(context: Context, concurrency: int, host: str, port: int, no_api: bool) -
     raise SystemExit(supervise(commands(concurrency=concurrency, api=api)))
 
 
-for command in (breaker, completion, doctor, orphans, providers, reconcile, serve, tokens):
+for command in (
+    breaker,
+    completion,
+    doctor,
+    orphans,
+    policies,
+    providers,
+    reconcile,
+    serve,
+    tokens,
+    windows,
+):
     main.add_command(command)
 
 

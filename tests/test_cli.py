@@ -138,6 +138,42 @@ def test_an_operator_pins_and_unpins(operator: Operator, keeper: Keeper) -> None
     assert keeper.get("conv").pinned_until is None
 
 
+def test_an_operator_sets_policies_and_unsets_them(operator: Operator, keeper: Keeper) -> None:
+    """By layer and name; a slip of the pen is said, and changes nothing."""
+    made = operator.types("policies", "set", "tenant:acme", "idle_ttl=600", "max_live=2")
+    wrong = operator.types("policies", "set", "tenant:acme", "idle_tll=600")
+    none = operator.types("policies", "set", "tenant:acme", "idle_ttl")
+    twice = operator.types("policies", "set", "tenant:acme", "idle_ttl=60", "idle_ttl=70")
+    shown = operator.types("policies", "show", "tenant:acme").stdout
+    (listed,) = json.loads(operator.types("policies", "ls", "--json").stdout)
+    unset = operator.types("policies", "unset", "tenant:acme", "max_live")
+
+    assert (made.exit_code, unset.exit_code) == (0, 0)
+    assert (listed["scope"], listed["idle_ttl"], listed["followed"]) == ("tenant:acme", 600, False)
+    assert "max_live" in shown
+    for refused, said in (
+        (wrong, "did you mean idle_ttl"),
+        (none, "FIELD=VALUE"),
+        (twice, "twice"),
+    ):
+        assert (refused.exit_code, said in refused.output) == (1, True)
+    assert keeper.store.policies.all()[0].max_live is None
+
+
+def test_an_operator_adds_windows_and_removes_them(operator: Operator, keeper: Keeper) -> None:
+    """With a zone and a reason."""
+    span = ("2126-12-24T18:00:00+01:00", "2126-12-25T06:00:00+01:00")
+    added = operator.types("windows", "add", "night", *span, "--reason", "upgrade")
+    wrong = operator.types("windows", "add", "x", "tonight", span[1], "--reason", "upgrade")
+    (listed,) = json.loads(operator.types("windows", "ls", "--json").stdout)
+    removed = operator.types("windows", "rm", "night")
+
+    assert (added.exit_code, removed.exit_code) == (0, 0)
+    assert (listed["name"], listed["from_at"]) == ("night", "2126-12-24T17:00:00+00:00")
+    assert (wrong.exit_code, "from 'tonight': write it as in" in wrong.output) == (1, True)
+    assert keeper.store.windows.all() == []
+
+
 def test_a_dry_run_says_what_a_sweep_would_do(operator: Operator, keeper: Keeper) -> None:
     """Counts, events and teardowns; nothing is published, and the row stays due."""
     keeper.open("conv")

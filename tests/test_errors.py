@@ -20,6 +20,7 @@ EXAMPLES: list[SandkeeperError] = [
     errors.SessionNotReady("conv-1"),
     errors.SessionEnded("conv-1", reason="idle"),
     errors.TurnExpired("conv-1", "turn-1", reason="max_turn"),
+    errors.TenantFull(),
     errors.StoreError(),
     errors.StoreUnavailable(),
     errors.RowLocked(),

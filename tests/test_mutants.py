@@ -14,6 +14,7 @@ from tests.mutant_runs import run
 from tests.mutants import MUTANTS, ROOT, Mutant, copy_tree
 from tests.mutants_doctor import DOCTOR_MUTANTS
 from tests.mutants_health import HEALTH_MUTANTS
+from tests.mutants_policies import POLICIES_MUTANTS
 from tests.mutants_reconcile import RECONCILE_MUTANTS
 from tests.mutants_tallies import TALLIES_MUTANTS
 from tests.mutants_web import WEB_MUTANTS
@@ -25,6 +26,7 @@ EVERY = (
     *TALLIES_MUTANTS,
     *WEB_MUTANTS,
     *DOCTOR_MUTANTS,
+    *POLICIES_MUTANTS,
 )
 # One in three every time, of all tables; all when they are asked for, which takes some minutes.
 TRIED = EVERY if os.environ.get("MUTANTS") == "all" else EVERY[::3]

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from core.engines import make_engine
+from core.layers import parse_scope
 from core.lifecycle import Keeper
 from core.model import SandboxState, SessionStatus, TurnOutcome
 from core.policy import Policy
@@ -227,6 +228,53 @@ def test_a_sweep_reads_what_is_due_and_no_more(store: Store, due: int, mode: str
     assert len(counts) == 1
     expect_bounded(counts, due + SLACK)
     expect_bounded(batches, 2 * min(due, POLICY.batch) + SLACK)
+
+
+MAKE_TENANT = """
+UPDATE sessions SET tenant = 'acme', profile = 'batch', idle_ttl_by = 'installation',
+    max_age_by = 'installation', max_turn_by = 'installation', never_used_ttl_by = 'installation'
+WHERE id IN (SELECT 'conv-' || (n * 10 + 1) FROM generate_series(1, 200) AS n)
+"""
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+@pytest.mark.parametrize("scope", ["installation", "tenant:acme", "profile:batch"])
+def test_following_a_policy_reads_a_batch(store: Store, scope: str, mode: str) -> None:
+    """Of a hundred thousand sessions, each statement of a walk reads those that it is about."""
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(text(MAKE_TENANT))
+        store.policies.set(parse_scope(scope), {"idle_ttl": 600}, actor="ada")
+        followed: list[int] = []
+
+        def walk() -> None:
+            change = store.policies.change()
+            assert change is not None
+            ids = store.settling.members(change, POLICY.batch)
+            assert store.settling.follow(ids) == []
+            store.policies.advance(change, ids[-1], missed=False)
+            followed.append(len(ids))
+
+        plans = explained_each(connection, walk)
+
+    assert followed == [POLICY.batch]
+    expect_bounded(plans, 2 * POLICY.batch + SLACK)
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+def test_a_quota_reads_what_its_tenant_has(store: Store, mode: str) -> None:
+    """An open of a full tenant counts and evicts among its own live sessions."""
+    keeper = Keeper(store, FakeCloud())
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(text(MAKE_TENANT))
+        connection.execute(text("UPDATE turns SET ended_at = now(), outcome = 'completed'"))
+        quota = {"max_live": 200, "when_full": "evict-oldest-idle"}
+        store.policies.set(parse_scope("tenant:acme"), quota, actor="ada")
+
+        plans = explained_each(connection, lambda: keeper.open("new", tenant="acme"))
+
+    expect_bounded(plans, 2 * 201 + SLACK)
 
 
 @pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])

@@ -30,6 +30,7 @@ def test_every_limit_comes_from_the_setting_of_its_name() -> None:
         "idle_ttl": 10.0,
         "max_age": 11.0,
         "max_turn": 12.0,
+        "never_used_ttl": 12.5,
         "heartbeat": 0.5,
         "confirm_interval": 1.0,
         "create_deadline": 13.0,

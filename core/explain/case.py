@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from ..model import SessionStatus
+from ..model import Session, SessionStatus
 from ..policy import Policy
 from ..store.evidence import Facts, TurnFacts
 from .answer import Holding, Point
@@ -21,7 +21,9 @@ class Case:
         self.active = self.session.status is SessionStatus.ACTIVE
         self.over = facts.ends_at <= self.now
         self.too_old = facts.age_ends is not None and facts.age_ends <= self.now
-        self.idle_at = self.session.last_activity_at + timedelta(seconds=self.session.idle_ttl)
+        self.window = facts.window
+        self.unused = _is_unused(self.session)
+        self.idle_at = self.session.last_activity_at + timedelta(seconds=self.idle_ttl)
         # As the sweep has it: a notice counts as long as nothing was active since.
         self.noticed = (
             self.session.noticed_at is not None
@@ -30,6 +32,12 @@ class Case:
         )
         self.turns = tuple(self._holding(turn) for turn in facts.turns if turn.ended_at is None)
         self.kept = self._kept()
+
+    @property
+    def idle_ttl(self) -> float:
+        """Seconds: its never-used TTL until the first turn, where that is shorter."""
+        unused = self.session.never_used_ttl if self.unused else None
+        return self.session.idle_ttl if unused is None else unused
 
     def said(self, at: datetime) -> str:
         """A moment as people read it."""
@@ -69,3 +77,9 @@ class Case:
             )
             found.append(Point(kind="pin", until=until, values=values, sentence=sentence))
         return tuple(found)
+
+
+def _is_unused(session: Session) -> bool:
+    """As the sweep has it: no turn began on this generation, and there is a shorter TTL for it."""
+    unused = session.never_used_ttl
+    return session.fresh and unused is not None and unused < session.idle_ttl

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from ..events import EventKind
+from ..layers import LIMITS
 from ..model import SandboxState
 from ..store.listings import OPENINGS
 from .answer import Activity, Limit, Point
@@ -14,6 +15,7 @@ from .said import span
 
 SAME = timedelta(seconds=0.05)  # between two statements of one move
 LAYERS = {"open": "by its own open()", "installation": "by the installation's default"}
+BY_NAME = {"tenant": "by the policy of tenant {}", "profile": "by the policy of profile {}"}
 
 
 def state(case: Case) -> tuple[str, str]:
@@ -29,7 +31,8 @@ def state(case: Case) -> tuple[str, str]:
     if case.kept and case.idle_at <= case.now:
         by = " and ".join(sorted(point.kind for point in case.kept))
         return "kept", f"It is idle since {case.said(case.idle_at)}, and kept by its {by}."
-    return "active", f"It is active: its idle TTL ends {case.said(case.idle_at)}."
+    ttl = "never-used TTL" if case.unused else "idle TTL"
+    return "active", f"It is active: its {ttl} ends {case.said(case.idle_at)}."
 
 
 def _state_of_creating(case: Case) -> tuple[str, str]:
@@ -65,26 +68,33 @@ def _state_of_over(case: Case) -> tuple[str, str]:
 
 
 def limits(case: Case) -> tuple[Limit, ...]:
-    """Where the ledger has it, with the layer that set each."""
+    """With the layer that set each, as the row has it; of an older row as the ledger has it."""
     opened = [
         line
         for line in case.facts.history
         if line.kind in OPENINGS and line.generation == case.session.generation
     ]
     found = opened[-1].detail.get("limits") if opened else None
-    layers: Mapping[str, object] = found if isinstance(found, Mapping) else {}
-    return tuple(
-        _limit(case, name, layers.get(name)) for name in ("idle_ttl", "max_age", "max_turn")
-    )
+    told: Mapping[str, object] = found if isinstance(found, Mapping) else {}
+    known = {name: case.facts.layers.get(name) or told.get(name) for name in LIMITS}
+    return tuple(_limit(case, name, layer) for name, layer in known.items())
 
 
 def _limit(case: Case, name: str, layer: object) -> Limit:
     seconds: float | None = getattr(case.session, name)
     set_by = layer if isinstance(layer, str) else None
-    who = "by whom is not recorded" if set_by is None else LAYERS.get(set_by, f"by {set_by}")
     value = "none" if seconds is None else span(seconds)
-    sentence = f"{name} is {value}, set {who}."
+    sentence = f"{name} is {value}, set {_who(case, set_by)}."
     return Limit(name=name, seconds=seconds, layer=set_by, sentence=sentence)
+
+
+def _who(case: Case, layer: str | None) -> str:
+    if layer is None:
+        return "by whom is not recorded"
+    of = {"tenant": case.session.tenant, "profile": case.session.profile}
+    if layer in BY_NAME:
+        return BY_NAME[layer].format(of[layer])
+    return LAYERS.get(layer, f"by {layer}")
 
 
 def activity(case: Case) -> Activity:

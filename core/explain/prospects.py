@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from ..model import SandboxState
-from ..store.evidence import HoldFacts, ProviderFacts
+from ..store.evidence import HoldFacts, ProviderFacts, WindowFacts
 from .answer import Point
 from .case import Case
 from .said import span
@@ -22,6 +22,8 @@ def obstacles(case: Case) -> tuple[Point, ...]:
             "next sweep asks an operator about it."
         )
         found.append(Point(kind="identity", sentence=sentence))
+    if case.window is not None and case.active:
+        found.append(_window(case, case.window))
     if case.facts.provider is not None:
         found += _provider(case, case.facts.provider)
     return (*found, *_pulse(case))
@@ -45,6 +47,15 @@ def steps(case: Case) -> tuple[Point, ...]:
 
 
 # What holds it up
+
+
+def _window(case: Case, window: WindowFacts) -> Point:
+    sentence = (
+        f"Maintenance window {window.name} is open until {case.said(window.until_at)} "
+        f"({window.reason}): nothing is ended for idleness before. Max age and end() still act."
+    )
+    values = {"window": window.name, "reason": window.reason}
+    return Point(kind="window", until=window.until_at, values=values, sentence=sentence)
 
 
 def _hold(case: Case, hold: HoldFacts) -> Point:
@@ -162,6 +173,8 @@ def _purge(case: Case) -> tuple[Point, ...]:
 def _destroys(case: Case, kind: str, at: datetime, said: str, **values: object) -> Point:
     """A step that waits while anything is held, and a teardown for its provider as well."""
     waits = [] if case.facts.unheld else ["the hold is answered"]
+    if kind == "end" and case.window is not None and not _ends_by_age(case, at):
+        waits.append(f"the maintenance window is over ({case.said(case.window.until_at)})")
     health = case.facts.provider
     if kind in {"retry", "publish"} and health is not None:
         dates = [date for date in (health.open_until, health.limited_until) if date is not None]
@@ -171,6 +184,10 @@ def _destroys(case: Case, kind: str, at: datetime, said: str, **values: object) 
     return Point(
         kind=kind, at=at, values={**values, "held": bool(waits)}, sentence=f"{said}{until}."
     )
+
+
+def _ends_by_age(case: Case, at: datetime) -> bool:
+    return case.facts.age_ends is not None and case.facts.age_ends <= at
 
 
 def _confirm(case: Case) -> timedelta:

@@ -38,6 +38,9 @@ def _over_and_spared(case: Case, swept_at: datetime) -> str:
     session = case.session
     if not case.facts.unheld:
         return "nothing may be ended while there is a hold"
+    if case.window is not None and not case.too_old:
+        window = case.window
+        return f"maintenance window {window.name} is open until {case.said(window.until_at)}"
     if case.noticed and session.noticed_at is not None:
         confirm = span(case.policy.confirm_interval)
         return f"it was noticed {case.said(session.noticed_at)}, and may end {confirm} after that"
@@ -102,12 +105,15 @@ def _by(case: Case, ends: list[Recorded]) -> str:
 
 def _why(case: Case) -> str:
     session = case.session
-    idle = span(session.idle_ttl)
+    ttl = "never-used TTL" if case.unused else "idle TTL"
+    idle = span(case.idle_ttl)
     age = "" if session.max_age is None else f" of {span(session.max_age)}"
     known = {
-        EndReason.IDLE.value: f"idle for longer than its idle TTL of {idle}, and looked at twice",
+        EndReason.IDLE.value: f"idle for longer than its {ttl} of {idle}, and looked at twice",
         EndReason.MAX_AGE.value: f"its max age{age} was over",
         EndReason.LOST.value: "lost, its provider said that the sandbox is not there",
+        EndReason.EVICTED.value: "its tenant was full, and it was idle for longest when another "
+        "session was opened",
         EndReason.CREATE_FAILED.value: "its sandbox could never be made",
         EndReason.CREATE_EXPIRED.value: "nobody finished creating its sandbox in time",
     }

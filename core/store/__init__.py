@@ -28,6 +28,7 @@ from .outlook import Outlook
 from .overdue import Overdue
 from .overview import Overview
 from .pins import Pins
+from .policies import Policies
 from .publications import Publications
 from .quarantine import Quarantine
 from .records import Records
@@ -36,12 +37,14 @@ from .retention import Retention
 from .rules import Rules
 from .selection import Selection
 from .sessions import Sessions
+from .settling import Settling
 from .standing import Standings
 from .sweeps import Sweeps
 from .tallies import Tallies
 from .teardowns import Quarantined, Teardowns
 from .turns import BegunTurn, Turns
 from .watch import Watch
+from .windows import Windows
 
 __all__ = ["BegunTurn", "Quarantined", "Store", "Wanted"]
 
@@ -75,12 +78,15 @@ class Store:
         self.guard.establish()
         self.sessions = Sessions(self.database, rules, self.installation)
         self.pins = Pins(self.database, rules, self.sessions)
-        self.openings = Openings(self.database, rules, self.sessions, host.randbits)
+        self.policies = Policies(self.database, rules)
+        self.settling = Settling(self.database, rules)
+        self.windows = Windows(self.database, rules)
+        self.openings = Openings(self.database, rules, self.sessions, host.randbits, self.policies)
         self.turns = Turns(self.database, rules, self.sessions)
         self.clamps = Clamps(self.database, rules)
         self.sweeps = Sweeps(self.database, rules)
         self.publications = Publications(self.database, rules)
-        self.outlook = Outlook(self.database, self.clamps, self.sweeps)
+        self.outlook = Outlook(self.database, self.clamps, self.sweeps, self.policies)
         self.teardowns = Teardowns(self.database, rules, self.installation)
         self.calls = Calls(self.database, rules)
         self.inventory = Inventory(self.database, rules, self.installation)

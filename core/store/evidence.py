@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, or_, select
 
+from ..layers import LIMITS
 from ..model import SandboxState, Session
-from ..schema import events, holds, installation, providers, sandboxes, turns
+from ..schema import events, holds, installation, providers, sandboxes, turns, windows
 from .database import Database, Move
 from .history import Recorded
 from .rules import UNHELD, Rules, b, s, t
@@ -62,6 +63,15 @@ class HoldFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowFacts:
+    """A maintenance window that is open."""
+
+    name: str
+    until_at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProviderFacts:
     """How its provider has been answering."""
 
@@ -92,6 +102,8 @@ class Facts:
     turns: tuple[TurnFacts, ...]  # the open ones, and the one that began or ended last
     holds: tuple[HoldFacts, ...]
     provider: ProviderFacts | None  # None: it never was in trouble
+    window: WindowFacts | None  # the one that is open longest
+    layers: Mapping[str, str | None]  # who set each limit; None where the row does not say it
     history: tuple[Recorded, ...]
 
 
@@ -112,6 +124,14 @@ class Evidence:
         self._holds = (
             select(holds).where(or_(h.until.is_(None), h.until > rules.now)).order_by(h.since)
         )
+        w = windows.c
+        self._window = (
+            select(w.name, w.until_at, w.reason)
+            .where(w.from_at <= rules.now, w.until_at > rules.now)
+            .order_by(w.until_at.desc())
+            .limit(1)
+        )
+        self._layers = select(*(s[f"{name}_by"].label(name) for name in LIMITS)).where(s.id == of)
         self._provider = select(providers).where(p.provider == bindparam("of_provider"))
         self._history = select(events).where(e.session_id == of).order_by(e.id)
         this = select(turns).where(t.session_id == of, t.generation == bindparam("of_generation"))
@@ -128,8 +148,12 @@ class Evidence:
         with self.database.snapshot() as look:
             session = self.sessions.seen(look, session_id)
             provider = look.one(self._provider, {"of_provider": session.sandbox.provider})
+            window = look.one(self._window)
+            layers = look.connection.execute(self._layers, of).one()
             return Facts(
                 session=session,
+                window=None if window is None else WindowFacts(**_known(WindowFacts, window)),
+                layers=dict(layers._mapping),
                 **look.connection.execute(self._dates, of).one()._mapping,
                 **_installed(look.connection.execute(self._installation).one()),
                 sandboxes=tuple(

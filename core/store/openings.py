@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -11,14 +11,17 @@ from sqlalchemy import bindparam, case, exists, func, insert, null, select, true
 
 from ..errors import InvalidArgument, SessionEnded, SessionNotFound
 from ..events import EventKind
+from ..layers import LIMITS, OPEN, Layer, Scope
 from ..model import EndReason, Intent, SandboxState, Session, SessionStatus, new_key, sandbox_labels
 from ..schema import sandboxes, sessions
 from .database import Database, Move
+from .policies import Policies
+from .quotas import Quotas
 from .rules import CREATING, ENDED, OF_SESSION, Rules, b, locked, s
 from .sessions import Sessions, session_event
+from .settling import Settling
 from .sql import Earliest
 
-LIMITS = ("idle_ttl", "max_age", "max_turn")
 # Of the generation that ended.
 FORGOTTEN = (
     "ended_at",
@@ -32,6 +35,7 @@ FORGOTTEN = (
     "noticed_at",
     "noticed_activity_at",
 )
+_COPIED = (*LIMITS, *(f"{name}_by" for name in LIMITS))
 # What is recorded of a sandbox that its provider does not end by itself.
 NO_TTL: dict[str, object] = dict.fromkeys(("granted", "lives", "at_most", "pause"))
 
@@ -45,25 +49,25 @@ class Wanted:
     idle_ttl: float
     max_age: float | None
     max_turn: float
+    never_used_ttl: float | None = None
+    profile: str | None = None  # None: none, or what it had before
     metadata: Mapping[str, object] | None  # None: none, or what it had before
     provider: str
     scope: str
     spec: Mapping[str, object]
-    own: Sequence[str] = ()  # the limits that the caller gave; the others are the installation's
+    own: Sequence[str] = ()  # the limits that the caller gave; the others are the settings'
 
     @property
     def limits(self) -> dict[str, Any]:
-        return {
-            "idle_ttl": self.idle_ttl,
-            "max_age": self.max_age,
-            "max_turn": self.max_turn,
-            "metadata": dict(self.metadata or {}),
+        """Those that the caller gave stay; what the settings say, the layers may know better."""
+        layers = {
+            f"{name}_by": OPEN if name in self.own else Layer.INSTALLATION.value for name in LIMITS
         }
+        return {**{name: getattr(self, name) for name in LIMITS}, **layers}
 
     @property
-    def layers(self) -> dict[str, str]:
-        """Which layer set each limit, for the ledger: a row has the value alone."""
-        return {name: "open" if name in self.own else "installation" for name in LIMITS}
+    def fields(self) -> dict[str, Any]:
+        return {**self.limits, "profile": self.profile, "metadata": dict(self.metadata or {})}
 
 
 class Openings:
@@ -75,9 +79,13 @@ class Openings:
         rules: Rules,
         session_store: Sessions,
         randbits: Callable[[int], int],
+        policies: Policies,
     ) -> None:
         self.database = database
         self.sessions = session_store
+        self._policies = policies
+        self._settling = Settling(database, rules)
+        self._quotas = Quotas(database, rules)
         self._randbits = randbits
         self._policy = rules.policy
         self._this = s.id == bindparam("session_id")
@@ -96,19 +104,38 @@ class Openings:
             return self._open(wanted, actor)
 
     def _open(self, wanted: Wanted, actor: str) -> tuple[Session, Intent | None]:
+        evicted: list[tuple[str, int]] = []
         with self.database.move() as move:
             inserted = move.one(
-                self._insert, {"id": wanted.session_id, "tenant": wanted.tenant, **wanted.limits}
+                self._insert, {"id": wanted.session_id, "tenant": wanted.tenant, **wanted.fields}
             )
             if inserted is None:
-                self._join(move, wanted, actor)
+                evicted = self._join(move, wanted, actor)
             else:
+                evicted = self._admitted(move, wanted, actor)
                 self._intend(move, wanted, 1)
                 told = (EventKind.SESSION_OPENED, wanted.session_id, 1, actor)
-                move.record(session_event(*told, limits=wanted.layers))
-            return self._opened(move, wanted.session_id)
+                move.record(session_event(*told, limits=self._settled(move, wanted)))
+            session, intent = self._opened(move, wanted.session_id)
+        return session, None if intent is None else replace(intent, evicted=tuple(evicted))
 
-    def _join(self, move: Move, wanted: Wanted, actor: str) -> None:
+    def _admitted(self, move: Move, wanted: Wanted, actor: str) -> list[tuple[str, int]]:
+        """For a new generation alone: its profile is known, and its tenant has room for it."""
+        profile = wanted.profile
+        if profile is not None:
+            scope = Scope(layer=Layer.PROFILE, name=profile)
+            if not self._policies.exists(move, scope):
+                raise InvalidArgument(
+                    f"profile {profile!r}: nobody has set its limits; use one of `sandkeeper "
+                    f"policies ls`, or make it: `sandkeeper policies set {scope} idle_ttl=…`"
+                )
+        return self._quotas.admit(move, wanted.session_id, wanted.tenant, actor=actor)
+
+    def _settled(self, move: Move, wanted: Wanted) -> dict[str, str | None]:
+        """Which layer set each limit, for the ledger."""
+        return self._settling.settle(move, [wanted.session_id])[wanted.session_id]
+
+    def _join(self, move: Move, wanted: Wanted, actor: str) -> list[tuple[str, int]]:
         """Another caller's session: keep it going, or open its next generation."""
         row = move.one(self._lock, {"session_id": wanted.session_id})
         if row is None:  # purged between the insert and the lock
@@ -121,14 +148,15 @@ class Openings:
             over = move.one(self._over, {"session_id": wanted.session_id})
             if over is None or over.reason is None:
                 self.sessions.touch_in(move, wanted.session_id)
-                return
+                return []
             # No turn can be live here: there never was a sandbox, or the ceiling of each turn was
             # this very date.
             self.sessions.end_in(move, wanted.session_id, over.reason, actor)
-        self._begin_generation(move, wanted, actor)
+        return self._begin_generation(move, wanted, actor)
 
-    def _begin_generation(self, move: Move, wanted: Wanted, actor: str) -> None:
-        new = {f"new_{name}": value for name, value in wanted.limits.items()}
+    def _begin_generation(self, move: Move, wanted: Wanted, actor: str) -> list[tuple[str, int]]:
+        evicted = self._admitted(move, wanted, actor)
+        new = {f"new_{name}": value for name, value in wanted.fields.items()}
         new["keeps_metadata"] = wanted.metadata is None
         row = move.one(self._reopen, {"session_id": wanted.session_id, **new})
         if row is None:
@@ -141,9 +169,10 @@ class Openings:
                 row.generation,
                 actor,
                 reset_reason=row.reset_reason,
-                limits=wanted.layers,
+                limits=self._settled(move, wanted),
             )
         )
+        return evicted
 
     def _intend(self, move: Move, wanted: Wanted, generation: int) -> None:
         move.run(
@@ -210,7 +239,11 @@ class Openings:
             running |= {**granted, "pause": lives / 4}
         of = {"session_id": intent.session_id, "of_generation": intent.generation}
         with self.database.move() as move:
-            move.run(self._recorded_session, of)
+            if move.run(self._recorded_session, of):
+                # A policy that changed while it was opened was not followed by a row that nobody
+                # could see: now everybody can, and whoever changes one later finds it.
+                self._settling.settle(move, [intent.session_id])
+                move.run(self._first_look, {"session_id": intent.session_id})
             if move.one(self._recorded, running) is not None:
                 told = (EventKind.SANDBOX_RUNNING, intent.session_id, intent.generation, actor)
                 move.record(session_event(*told, external_id=external_id))
@@ -284,9 +317,10 @@ class Openings:
                 turns_before=s.turn_count,
                 reset_reason=s.end_reason,
                 metadata=metadata,
+                profile=func.coalesce(bindparam("new_profile", type_=s.profile.type), s.profile),
                 **_began(rules),
                 **dict.fromkeys(FORGOTTEN, null()),
-                **{name: bindparam(f"new_{name}", type_=s[name].type) for name in LIMITS},
+                **{name: bindparam(f"new_{name}", type_=s[name].type) for name in _COPIED},
             )
             .returning(s.generation, s.reset_reason)
         )
@@ -296,8 +330,9 @@ class Openings:
         self._recorded_session = (
             update(sessions)
             .where(self._this, s.generation == bindparam("of_generation"), rules.usable)
-            .values(last_activity_at=rules.active_now, due_at=rules.first_look)
+            .values(last_activity_at=rules.active_now)
         )
+        self._first_look = update(sessions).where(self._this).values(due_at=rules.first_look)
         self._still_creating = select(b.key).where(b.key == bindparam("of_key"), CREATING)
         lives = rules.in_(bindparam("lives", type_=rules.seconds))
         self._recorded = (

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Select, false, func, or_, select
 from ..schema import events, installation
 from .clamps import Clamps
 from .database import Database
+from .policies import Policies
 from .sweeps import Sweeps
 
 
@@ -18,6 +19,7 @@ class Work:
     """Which steps have something to do. What comes due a moment later is the next sweep's."""
 
     far: bool  # dates that no healthy clock can have written
+    changed: bool  # policies that open sessions have yet to follow
     due: bool  # sessions
     creates: bool  # that nobody finished in time
     closing: bool  # sandboxes to be torn down
@@ -28,10 +30,13 @@ class Work:
 class Outlook:
     """By the same conditions as the steps themselves, each by its index."""
 
-    def __init__(self, database: Database, clamps: Clamps, sweeps: Sweeps) -> None:
+    def __init__(
+        self, database: Database, clamps: Clamps, sweeps: Sweeps, policies: Policies
+    ) -> None:
         self.database = database
         self._look = select(
             or_(*(_any(rows) for rows in clamps.far)).label("far"),
+            _any(policies.to_follow).label("changed"),
             _any(sweeps.due).label("due"),
             _any(sweeps.creates).label("creates"),
             _any(sweeps.closing).label("closing"),

@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from ..model import SandboxState, SessionStatus
 from ..policy import Policy
-from ..schema import earlier_promises, holds, installation, sandboxes, sessions, turns
+from ..schema import earlier_promises, holds, installation, sandboxes, sessions, turns, windows
 from .sql import Earliest, Identity, Latest, Seconds, later
 
 s, b, t, e = sessions.c, sandboxes.c, turns.c, earlier_promises.c
@@ -86,7 +86,10 @@ class Rules:
             and_(s.pinned_until.is_not(None), self.ahead(s.pinned_at)),
         )
         self.age_ends = later(s.opened_at, s.max_age)  # NULL without a max age
-        idle_at = later(s.last_activity_at, s.idle_ttl)
+        # Until its first turn it may have a shorter one. The first begin moves both to the right.
+        unused = and_(FRESH, s.never_used_ttl < s.idle_ttl)
+        idle_ttl = case((unused, s.never_used_ttl), else_=s.idle_ttl)
+        idle_at = later(s.last_activity_at, idle_ttl)
         kept_until = Latest(idle_at, *(func.coalesce(each, idle_at) for each in self.kept()))
         self.ends_at = Earliest(kept_until, func.coalesce(self.age_ends, kept_until))
         self.too_old = and_(s.max_age.is_not(None), self.age_ends <= now)
@@ -96,11 +99,16 @@ class Rules:
         # The next look is never further away than the idle TTL of the installation, so that a
         # clock that stepped back shows as a date that nobody can have written.
         self.next_look = Earliest(self.ends_at, self.in_(policy.idle_ttl))
-        idle_next = self.in_(s.idle_ttl)
+        idle_next = self.in_(idle_ttl)
         self.first_look = Earliest(
             idle_next, self.in_(policy.idle_ttl), func.coalesce(self.age_ends, idle_next)
         )
         self.live_turn = and_(OPEN_TURN, t.hard_until > now)
+        self.in_window = exists(
+            select(1).select_from(windows).where(windows.c.from_at <= now, windows.c.until_at > now)
+        )
+        # In a maintenance window idleness ends nobody; max age does, and whoever calls end().
+        self.may_end = or_(self.too_old, ~self.in_window)
         self.why_over = case((self.too_old, "max_age"), else_="idle")
 
     def kept(self) -> tuple[ColumnElement[datetime], ...]:

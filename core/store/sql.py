@@ -32,6 +32,9 @@ from ..schema import UTCDateTime
 _SQLITE_FORMAT = "'%Y-%m-%d %H:%M:%f000'"
 
 
+_QUOTA = 7263551  # the seed of the hashes that are locked; migrations lock the number before it
+
+
 class _Moment(FunctionElement[datetime]):
     type = UTCDateTime()
 
@@ -75,6 +78,17 @@ class Writers(FunctionElement[Any]):
 
     type = JSON()
     name = "writers"
+    inherit_cache = True
+
+
+class TenantLock(FunctionElement[Any]):
+    """
+    Taken until the transaction ends, by whoever asks for it of the same tenant. SQLite has one
+    writer, and a transaction that will write is one from its beginning: nothing is to be taken.
+    """
+
+    type = String()
+    name = "tenant_lock"
     inherit_cache = True
 
 
@@ -183,6 +197,18 @@ def _(element: Writers, compiler: SQLCompiler, **options: Any) -> str:
 @compiles(Writers, "sqlite")
 def _(element: Writers, compiler: SQLCompiler, **options: Any) -> str:
     return "'[]'"
+
+
+@compiles(TenantLock, "postgresql")
+def _(element: TenantLock, compiler: SQLCompiler, **options: Any) -> str:
+    (tenant,) = _arguments(element, compiler, **options)
+    # Two tenants of one hash wait for each other, and no more than that.
+    return f"pg_advisory_xact_lock(hashtextextended({tenant}, {_QUOTA}))::text"
+
+
+@compiles(TenantLock, "sqlite")
+def _(element: TenantLock, compiler: SQLCompiler, **options: Any) -> str:
+    return f"nullif({_arguments(element, compiler, **options)[0]}, '')"
 
 
 @compiles(Identity, "sqlite")

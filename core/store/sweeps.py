@@ -192,7 +192,8 @@ class Sweeps:
         soon = rules.in_(rules.policy.confirm_interval / 4)
         noticed = and_(ACTIVE, s.noticed_at.is_not(None), s.due_at <= soon)
         confirmed = later(s.noticed_at, rules.policy.confirm_interval) <= soon
-        ends = select(func.count()).where(noticed, witnessed, rules.over, confirmed, HAS_RUNNING)
+        over = and_(rules.over, rules.may_end)
+        ends = select(func.count()).where(noticed, witnessed, over, confirmed, HAS_RUNNING)
         expires = select(func.count()).select_from(sandboxes).where(CREATING, b.due_at <= rules.now)
         self._ending = select((ends.scalar_subquery() + expires.scalar_subquery()).label("ending"))
         some = select(literal(1)).where(ACTIVE).limit(bindparam("limit", type_=s.generation.type))
@@ -234,6 +235,7 @@ class Sweeps:
         self._end = (
             update(sessions)
             .where(idle, witnessed, confirmed, looked_again, UNHELD)
+            .where(rules.may_end)
             .values(status=SessionStatus.ENDED.value, ended_at=rules.now, end_reason=rules.why_over)
             .returning(s.id, s.generation, s.end_reason)
         )

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, FromClause, func, select
 
-from ..schema import holds, installation, sandboxes, sessions
+from ..schema import holds, installation, sandboxes, sessions, windows
 from .database import Database
 from .rules import ACTIVE, CLOSING, CREATING, Rules, b, s
 
@@ -24,6 +24,7 @@ class Pulse:
     installed: float  # how long this installation has existed
     overdue: float  # how long the most overdue row has been waiting
     held: int  # questions to an operator that are open
+    window: str | None = None  # the maintenance window that is open, and will be longest
 
     def late(self, after: float) -> bool:
         """Whether nobody has swept for so many seconds."""
@@ -48,6 +49,13 @@ class Watch:
         self._pulse = select(
             i.swept_at, i.stood_in_at, i.created_at, rules.now.label("at"), *oldest
         )
+        w = windows.c
+        self._window = (
+            select(w.name)
+            .where(w.from_at <= rules.now, w.until_at > rules.now)
+            .order_by(w.until_at.desc())
+            .limit(1)
+        )
         self._held = select(func.count()).select_from(holds).where(holds.c.until.is_(None))
 
     def pulse(self) -> Pulse:
@@ -55,6 +63,7 @@ class Watch:
         with self.database.look() as look:
             row = look.connection.execute(self._pulse).one()
             held = look.connection.execute(self._held).scalar_one()
+            window = look.connection.execute(self._window).scalar()
         dues = [due for due in row[4:] if due is not None]
         return Pulse(
             swept_at=row.swept_at,
@@ -63,6 +72,7 @@ class Watch:
             installed=_seconds(row.created_at, row.at) or 0.0,
             overdue=max([(row.at - due).total_seconds() for due in dues] + [0.0]),
             held=held,
+            window=window,
         )
 
 

@@ -55,6 +55,8 @@ class SessionAnswer(Answer):
     idle_ttl: float = Field(examples=[1800.0])
     max_age: float | None = Field(examples=[None])
     max_turn: float = Field(examples=[21600.0])
+    never_used_ttl: float | None = Field(examples=[None])
+    profile: str | None = Field(examples=[None])
     metadata: Json = Field(examples=[{"user": "ada"}])
     created_at: datetime = Field(examples=[MOMENT])
     opened_at: datetime = Field(examples=[MOMENT])
@@ -161,7 +163,10 @@ class EventAnswer(Answer):
 
 
 class LimitAnswer(Answer):
-    """One limit. `layer` says who set it: `open`, `installation`; null where nobody recorded it."""
+    """
+    One limit. `layer` says who set it: `open`, `profile`, `tenant`, `installation`; null where
+    nobody recorded it.
+    """
 
     name: str = Field(examples=["idle_ttl"])
     seconds: float | None = Field(examples=[1800.0])
@@ -275,6 +280,10 @@ class PulseAnswer(Answer):
     stand_in_age: float | None
     overdue: float = Field(description="How long the most overdue row has been waiting.")
     held: int = Field(description="Questions to an operator that are open.")
+    window: str | None = Field(
+        description="The maintenance window that is open: nothing is ended for idleness.",
+        examples=[None],
+    )
     late: bool
 
 
@@ -282,12 +291,51 @@ class SweepAnswer(Answer):
     """What one sweep did, in rows."""
 
     clamped: int
+    followed: int = Field(description="Open sessions that were given a policy's new limits.")
     rearmed: int
     noticed: int
     ended: int
     expired: int
     published: int
     poisoned: int
+
+
+class PolicyAnswer(Answer):
+    """One layer's limits, in seconds; null leaves one to the layer below."""
+
+    scope: str = Field(examples=["tenant:acme"])
+    idle_ttl: float | None = Field(examples=[600.0])
+    max_age: float | None = Field(examples=[None])
+    max_turn: float | None = Field(examples=[None])
+    never_used_ttl: float | None = Field(examples=[None])
+    max_live: int | None = Field(examples=[20])
+    when_full: str | None = Field(examples=["refuse"])
+    changed_at: datetime = Field(examples=[MOMENT])
+    changed_by: str
+    followed: bool = Field(description="All open sessions have these limits.")
+
+
+class PolicyList(Answer):
+    """All policies that were ever set."""
+
+    items: list[PolicyAnswer]
+
+
+class WindowAnswer(Answer):
+    """A maintenance window; `open` when it has begun and is not over."""
+
+    name: str = Field(examples=["upgrade"])
+    from_at: datetime = Field(examples=[MOMENT])
+    until_at: datetime = Field(examples=["2026-03-01T18:00:00Z"])
+    reason: str
+    made_by: str
+    open: bool
+
+
+class WindowList(Answer):
+    """All maintenance windows."""
+
+    items: list[WindowAnswer]
 
 
 class HealthAnswer(Answer):

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from ..access import configured
 from ..aio import AsyncKeeper
 from ..lifecycle import Keeper
-from . import dashboard, health, operations, problems, sessions, turns
+from . import dashboard, health, operations, policies, problems, sessions, turns
 from .dashboard.app import methods as of_pages
 from .description import describe
 from .desk import Desk
@@ -40,7 +40,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
     )
     desk = app.state.desk = Desk(keeper, tokens=configured(api_tokens), broker=broker)
-    for part in (sessions, turns, operations, health):
+    for part in (sessions, turns, operations, policies, health):
         app.include_router(part.router)
     dashboard.install(app, desk)
     problems.install(app, lambda path: methods(path) or of_pages(path))

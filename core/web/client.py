@@ -37,7 +37,7 @@ class Client:
         self._http = httpx2.Client(headers=_headers(token), timeout=OPEN_WITHIN, **options)
 
     def open(self, session_id: str | None = None, **limits: Any) -> OpenAnswer:
-        """See Keeper.open: tenant, idle_ttl, max_age, max_turn and metadata. Safe to repeat."""
+        """See Keeper.open, without its spec: tenant, limits, profile, metadata. Safe to repeat."""
         sent = _json(id=session_id, **limits)
         return OpenAnswer.model_validate_json(self._call("POST", "/v1/sessions", json=sent))
 

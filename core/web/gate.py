@@ -45,6 +45,13 @@ RULES: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/v1/quarantine/{session_id}/retry"): Rule(Scope.OPERATE),
     ("GET", "/v1/sweeps"): Rule(Scope.READ, whole_installation=True),
     ("POST", "/v1/sweeps"): Rule(Scope.OPERATE, whole_installation=True),
+    ("GET", "/v1/policies"): Rule(Scope.READ, whole_installation=True),
+    ("GET", "/v1/policies/{scope}"): Rule(Scope.READ, whole_installation=True),
+    ("PATCH", "/v1/policies/{scope}"): Rule(Scope.OPERATE, whole_installation=True),
+    ("DELETE", "/v1/policies/{scope}"): Rule(Scope.OPERATE, whole_installation=True),
+    ("GET", "/v1/windows"): Rule(Scope.READ, whole_installation=True),
+    ("PUT", "/v1/windows/{name}"): Rule(Scope.OPERATE, whole_installation=True),
+    ("DELETE", "/v1/windows/{name}"): Rule(Scope.OPERATE, whole_installation=True),
     ("GET", "/metrics"): Rule(Scope.READ, whole_installation=True),
 }
 # For probes, which have no token: they say nothing of any session.

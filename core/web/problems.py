@@ -44,6 +44,7 @@ KINDS: Final[Mapping[type[errors.SandkeeperError], Kind]] = {
     ),
     errors.SessionEnded: Kind("session-ended", 410, "The session was ended"),
     errors.TurnExpired: Kind("turn-expired", 410, "The turn may not go on"),
+    errors.TenantFull: Kind("tenant-full", 429, "The tenant has no room for another", 30.0),
     errors.StoreError: Kind("store", 500, "The database refused", secret=True),
     errors.StoreUnavailable: Kind(
         "store-unavailable", 503, "The database cannot be used now", SOON, secret=True

@@ -6,8 +6,9 @@ import json
 from typing import Annotated, Any
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+from ..layers import MOST_LIVE, WhenFull, check_profile
 from ..lifecycle import LONGEST_JSON
 from ..model import (
     SESSION_ID,
@@ -48,6 +49,7 @@ TurnId = Annotated[
 Seconds = Annotated[float, Field(gt=0, le=LONGEST, allow_inf_nan=False, strict=True)]
 Id = Annotated[str, AfterValidator(check_session_id), Field(json_schema_extra=ID_SHAPE)]
 Tenant = Annotated[str, AfterValidator(check_tenant), Field(json_schema_extra=TENANT_SHAPE)]
+Profile = Annotated[str, AfterValidator(check_profile), Field(json_schema_extra=TENANT_SHAPE)]
 Holder = Annotated[str, AfterValidator(check_holder), Field(json_schema_extra=LINE_SHAPE)]
 Reason = Annotated[str, AfterValidator(check_reason), Field(json_schema_extra=LINE_SHAPE)]
 
@@ -89,6 +91,12 @@ class OpenRequest(Request):
     idle_ttl: Seconds | None = Field(None, examples=[600])
     max_age: Seconds | None = Field(None, examples=[86400])
     max_turn: Seconds | None = Field(None, examples=[3600])
+    never_used_ttl: Seconds | None = Field(
+        None, description="In place of `idle_ttl` until its first turn.", examples=[300]
+    )
+    profile: Profile | None = Field(
+        None, description="Whose policy has the limits that are left out.", examples=["batch"]
+    )
     metadata: Annotated[dict[str, Any], AfterValidator(_text)] | None = Field(
         None, description=f"At most {LONGEST_JSON} characters of JSON.", examples=[{"user": "ada"}]
     )
@@ -113,6 +121,27 @@ class PinRequest(Request):
 
     for_: Seconds = Field(alias="for", description="Seconds from now.", examples=[86400])
     reason: Reason = Field(examples=["debugging conv-42"])
+
+
+class PolicyRequest(Request):
+    """Limits of one layer, in seconds. Null leaves one to the layer below."""
+
+    idle_ttl: Seconds | None = Field(None, examples=[600])
+    max_age: Seconds | None = Field(None, examples=[86400])
+    max_turn: Seconds | None = Field(None, examples=[3600])
+    never_used_ttl: Seconds | None = Field(None, examples=[300])
+    max_live: int | None = Field(
+        None, ge=1, le=MOST_LIVE, strict=True, description="Live sandboxes of one tenant."
+    )
+    when_full: WhenFull | None = None
+
+
+class WindowRequest(Request):
+    """A span in which nothing is ended for idleness, and why: shown to everybody."""
+
+    from_: AwareDatetime = Field(alias="from", examples=[MOMENT])
+    until: AwareDatetime = Field(examples=["2026-03-01T18:00:00Z"])
+    reason: Reason = Field(examples=["moving to another cluster"])
 
 
 class NoQuery(Request):

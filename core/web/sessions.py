@@ -46,6 +46,8 @@ async def open_session(
         idle_ttl=wanted.idle_ttl,
         max_age=wanted.max_age,
         max_turn=wanted.max_turn,
+        never_used_ttl=wanted.never_used_ttl,
+        profile=wanted.profile,
         metadata=wanted.metadata,
     )
     outcome = await _outcome(caller, session)
