@@ -118,8 +118,8 @@ def _forget_in_children(engine: Engine) -> None:
     A server that forks after it connected (gunicorn's preload) would share its connections with
     its children, which then read the answers to each other's statements: silently wrong rows.
     """
-    # Not closed: they are the parent's, and stay open there. SQLAlchemy looks whose they are too, but
-    # a pool that a thread of the parent had locked stays locked in the child.
+    # Not closed: they are the parent's, and stay open there. SQLAlchemy looks whose they are too,
+    # but a pool that a thread of the parent had locked stays locked in the child.
     in_forked_children(engine, lambda engine: engine.dispose(close=False))
 
 

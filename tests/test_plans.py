@@ -400,6 +400,7 @@ def test_callers_and_workers_read_the_rows_that_they_name(store: Store, mode: st
         "sandboxes_pkey",
         "sandboxes_session_id_generation_key",
         "turns_pkey",
+        "turns_of_session",
         "sandboxes_unsettled",  # by the session too, among fewer
         "sessions_active",  # likewise
     }

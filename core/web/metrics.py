@@ -225,7 +225,16 @@ METRICS: Final = (
         "Rows that sweeps which came to their end did something to, by what they did.",
         label="step",
         of=SWEPT,
-        always=["clamped", "rearmed", "noticed", "ended", "expired", "published", "poisoned"],
+        always=[
+            "clamped",
+            "followed",
+            "rearmed",
+            "noticed",
+            "ended",
+            "expired",
+            "published",
+            "poisoned",
+        ],
     ),
     _histogram(
         "sweep_duration_seconds",

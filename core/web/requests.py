@@ -95,7 +95,7 @@ class OpenRequest(Request):
         None, description="In place of `idle_ttl` until its first turn.", examples=[300]
     )
     profile: Profile | None = Field(
-        None, description="Whose policy has the limits that are left out.", examples=["batch"]
+        None, description="Whose policy has the limits that are left out.", examples=[None]
     )
     metadata: Annotated[dict[str, Any], AfterValidator(_text)] | None = Field(
         None, description=f"At most {LONGEST_JSON} characters of JSON.", examples=[{"user": "ada"}]
