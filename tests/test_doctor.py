@@ -344,7 +344,9 @@ def test_the_last_of_two_mounts_at_one_place_is_the_file_system(tmp_path: Path) 
 
 def test_timeouts_that_a_url_replaced(postgresql_ward: Ward) -> None:
     """`options` in the URL are instead of ours: a process that is stopped would hold its locks."""
-    postgresql_ward.environ["SANDKEEPER_DATABASE_URL"] += "?options=-c%20timezone%3DUTC"
+    url = postgresql_ward.environ["SANDKEEPER_DATABASE_URL"]
+    more = f"{'&' if '?' in url else '?'}options=-c%20timezone%3DUTC"
+    postgresql_ward.environ["SANDKEEPER_DATABASE_URL"] = url + more
 
     finding = postgresql_ward.wrong()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pytest
 from fastapi import FastAPI
 
 from core.access import Scope
+from core.layers import parse_scope
 from core.lifecycle import Keeper
 from core.web import create_app
 from core.web.gate import FOR_ALL, RULES
@@ -27,6 +29,7 @@ class Expected(NamedTuple):
     body: dict[str, Any] | None = None
 
 
+WINDOW = {"from": "2040-01-01T00:00:00Z", "until": "2040-01-02T00:00:00Z", "reason": "upgrade"}
 # Written down once more, by hand: a route that is not here fails, and so does a changed scope.
 EXPECTED = {
     "POST /v1/sessions": Expected(Scope.TURNS, 200, 409, {"id": "conv", "tenant": None}),
@@ -49,9 +52,24 @@ EXPECTED = {
     "POST /v1/quarantine/{session_id}/retry": Expected(Scope.OPERATE, 200, 404),
     "GET /v1/sweeps": Expected(Scope.READ, 200, 404),
     "POST /v1/sweeps": Expected(Scope.OPERATE, 200, 404),
+    "GET /v1/policies": Expected(Scope.READ, 200, 404),
+    "GET /v1/policies/{scope}": Expected(Scope.READ, 200, 404),
+    "PATCH /v1/policies/{scope}": Expected(Scope.OPERATE, 200, 404, {"idle_ttl": 900}),
+    "DELETE /v1/policies/{scope}": Expected(Scope.OPERATE, 200, 404),
+    "GET /v1/windows": Expected(Scope.READ, 200, 404),
+    "PUT /v1/windows/{name}": Expected(Scope.OPERATE, 200, 404, WINDOW),
+    "DELETE /v1/windows/{name}": Expected(Scope.OPERATE, 200, 404),
     "GET /metrics": Expected(Scope.READ, 200, 404),
 }
-OF_THE_INSTALLATION = {"/v1/orphans", "/v1/sweeps", "/metrics"}
+OF_THE_INSTALLATION = {
+    "/metrics",
+    "/v1/orphans",
+    "/v1/policies",
+    "/v1/policies/{scope}",
+    "/v1/sweeps",
+    "/v1/windows",
+    "/v1/windows/{name}",
+}
 WITHOUT_TOKEN = {"GET /healthz", "GET /readyz"}
 
 
@@ -73,8 +91,12 @@ def asked(api: Api, route: str, token: str | None) -> int:
         api.keeper.end("conv")
     api.keeper.open("conv", tenant="acme")
     turn = api.keeper.remote.begin("conv", holder="tests")
+    policies, windows = api.keeper.store.policies, api.keeper.store.windows
+    policies.set(parse_scope("tenant:acme"), {"idle_ttl": 600}, actor="tests")
+    span = (datetime.fromisoformat(WINDOW[name]) for name in ("from", "until"))
+    windows.add("upgrade", *span, reason="upgrade", actor="tests")
     method, path = route.split(" ")
-    path = path.format(session_id="conv", turn_id=turn.turn_id)
+    path = path.format(session_id="conv", turn_id=turn.turn_id, scope="tenant:acme", name="upgrade")
     body = EXPECTED[route].body
     sent = None if body is None else {k: v for k, v in body.items() if v is not None}
     if route == "POST /v1/sessions" and token is not None and "-unbound-" in token:
