@@ -292,6 +292,99 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/policies": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Policies
+         * @description List what was set, by layer and name.
+         */
+        get: operations["list_policies"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/policies/{scope}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Policy
+         * @description Look at one policy.
+         */
+        get: operations["get_policy"];
+        put?: never;
+        post?: never;
+        /**
+         * Unset Policy
+         * @description Leave all of its limits to the layer below.
+         */
+        delete: operations["unset_policy"];
+        options?: never;
+        head?: never;
+        /**
+         * Set Policy
+         * @description Set the fields that are given, and leave the others as they are; null leaves one to the layer
+         *     below. Open sessions follow with the next sweep.
+         */
+        patch: operations["set_policy"];
+        trace?: never;
+    };
+    "/v1/windows": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Windows
+         * @description List maintenance windows, those that are over as well.
+         */
+        get: operations["list_windows"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/windows/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Put Window
+         * @description Add a maintenance window, or change the one of this name. Safe to repeat.
+         */
+        put: operations["put_window"];
+        post?: never;
+        /**
+         * Delete Window
+         * @description Take it away: what fell due in it is ended by the next sweeps.
+         */
+        delete: operations["delete_window"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -593,7 +686,8 @@ export interface components {
         };
         /**
          * LimitAnswer
-         * @description One limit. `layer` says who set it: `open`, `installation`; null where nobody recorded it.
+         * @description One limit. `layer` says who set it: `open`, `profile`, `tenant`, `installation`; null where
+         *     nobody recorded it.
          */
         LimitAnswer: {
             /**
@@ -658,6 +752,16 @@ export interface components {
              * @example 21600
              */
             max_turn: number;
+            /**
+             * Never Used Ttl
+             * @example null
+             */
+            never_used_ttl: number | null;
+            /**
+             * Profile
+             * @example null
+             */
+            profile: string | null;
             /**
              * Metadata
              * @example {
@@ -727,6 +831,7 @@ export interface components {
              * @example idle
              * @example max_age
              * @example lost
+             * @example evicted
              * @example create_failed
              * @example create_expired
              */
@@ -743,6 +848,7 @@ export interface components {
              * @example idle
              * @example max_age
              * @example lost
+             * @example evicted
              * @example create_failed
              * @example create_expired
              */
@@ -792,6 +898,18 @@ export interface components {
              * @example 3600
              */
             max_turn?: number | null;
+            /**
+             * Never Used Ttl
+             * @description In place of `idle_ttl` until its first turn.
+             * @example 300
+             */
+            never_used_ttl?: number | null;
+            /**
+             * Profile
+             * @description Whose policy has the limits that are left out.
+             * @example null
+             */
+            profile?: string | null;
             /**
              * Metadata
              * @description At most 16384 characters of JSON.
@@ -894,6 +1012,100 @@ export interface components {
             sentence: string;
         };
         /**
+         * PolicyAnswer
+         * @description One layer's limits, in seconds; null leaves one to the layer below.
+         */
+        PolicyAnswer: {
+            /**
+             * Scope
+             * @example tenant:acme
+             */
+            scope: string;
+            /**
+             * Idle Ttl
+             * @example 600
+             */
+            idle_ttl: number | null;
+            /**
+             * Max Age
+             * @example null
+             */
+            max_age: number | null;
+            /**
+             * Max Turn
+             * @example null
+             */
+            max_turn: number | null;
+            /**
+             * Never Used Ttl
+             * @example null
+             */
+            never_used_ttl: number | null;
+            /**
+             * Max Live
+             * @example 20
+             */
+            max_live: number | null;
+            /**
+             * When Full
+             * @example refuse
+             */
+            when_full: string | null;
+            /**
+             * Changed At
+             * Format: date-time
+             * @example 2026-03-01T12:00:00Z
+             */
+            changed_at: string;
+            /** Changed By */
+            changed_by: string;
+            /**
+             * Followed
+             * @description All open sessions have these limits.
+             */
+            followed: boolean;
+        };
+        /**
+         * PolicyList
+         * @description All policies that were ever set.
+         */
+        PolicyList: {
+            /** Items */
+            items: components["schemas"]["PolicyAnswer"][];
+        };
+        /**
+         * PolicyRequest
+         * @description Limits of one layer, in seconds. Null leaves one to the layer below.
+         */
+        PolicyRequest: {
+            /**
+             * Idle Ttl
+             * @example 600
+             */
+            idle_ttl?: number | null;
+            /**
+             * Max Age
+             * @example 86400
+             */
+            max_age?: number | null;
+            /**
+             * Max Turn
+             * @example 3600
+             */
+            max_turn?: number | null;
+            /**
+             * Never Used Ttl
+             * @example 300
+             */
+            never_used_ttl?: number | null;
+            /**
+             * Max Live
+             * @description Live sandboxes of one tenant.
+             */
+            max_live?: number | null;
+            when_full?: components["schemas"]["WhenFull"] | null;
+        };
+        /**
          * PulseAnswer
          * @description How the sweep is doing. `age` and `overdue` are seconds.
          */
@@ -917,6 +1129,12 @@ export interface components {
              * @description Questions to an operator that are open.
              */
             held: number;
+            /**
+             * Window
+             * @description The maintenance window that is open: nothing is ended for idleness.
+             * @example null
+             */
+            window: string | null;
             /** Late */
             late: boolean;
         };
@@ -1097,6 +1315,16 @@ export interface components {
              */
             max_turn: number;
             /**
+             * Never Used Ttl
+             * @example null
+             */
+            never_used_ttl: number | null;
+            /**
+             * Profile
+             * @example null
+             */
+            profile: string | null;
+            /**
              * Metadata
              * @example {
              *       "user": "ada"
@@ -1165,6 +1393,7 @@ export interface components {
              * @example idle
              * @example max_age
              * @example lost
+             * @example evicted
              * @example create_failed
              * @example create_expired
              */
@@ -1181,6 +1410,7 @@ export interface components {
              * @example idle
              * @example max_age
              * @example lost
+             * @example evicted
              * @example create_failed
              * @example create_expired
              */
@@ -1261,6 +1491,11 @@ export interface components {
         SweepAnswer: {
             /** Clamped */
             clamped: number;
+            /**
+             * Followed
+             * @description Open sessions that were given a policy's new limits.
+             */
+            followed: number;
             /** Rearmed */
             rearmed: number;
             /** Noticed */
@@ -1338,6 +1573,72 @@ export interface components {
             holder?: string | null;
         };
         /**
+         * WhenFull
+         * @description What open() does where a tenant has as many live sandboxes as it may have.
+         * @enum {string}
+         */
+        WhenFull: "refuse" | "evict-oldest-idle";
+        /**
+         * WindowAnswer
+         * @description A maintenance window; `open` when it has begun and is not over.
+         */
+        WindowAnswer: {
+            /**
+             * Name
+             * @example upgrade
+             */
+            name: string;
+            /**
+             * From At
+             * Format: date-time
+             * @example 2026-03-01T12:00:00Z
+             */
+            from_at: string;
+            /**
+             * Until At
+             * Format: date-time
+             * @example 2026-03-01T18:00:00Z
+             */
+            until_at: string;
+            /** Reason */
+            reason: string;
+            /** Made By */
+            made_by: string;
+            /** Open */
+            open: boolean;
+        };
+        /**
+         * WindowList
+         * @description All maintenance windows.
+         */
+        WindowList: {
+            /** Items */
+            items: components["schemas"]["WindowAnswer"][];
+        };
+        /**
+         * WindowRequest
+         * @description A span in which nothing is ended for idleness, and why: shown to everybody.
+         */
+        WindowRequest: {
+            /**
+             * From
+             * Format: date-time
+             * @example 2026-03-01T12:00:00Z
+             */
+            from: string;
+            /**
+             * Until
+             * Format: date-time
+             * @example 2026-03-01T18:00:00Z
+             */
+            until: string;
+            /**
+             * Reason
+             * @example moving to another cluster
+             */
+            reason: string;
+        };
+        /**
          * Problem
          * @description What went wrong (RFC 9457). `errors` has each field that is malformed.
          * @example {
@@ -1378,6 +1679,7 @@ export interface components {
              * @example urn:sandkeeper:problem:settings
              * @example urn:sandkeeper:problem:store
              * @example urn:sandkeeper:problem:store-unavailable
+             * @example urn:sandkeeper:problem:tenant-full
              * @example urn:sandkeeper:problem:turn-expired
              * @example urn:sandkeeper:problem:turn-not-found
              * @example urn:sandkeeper:problem:unauthorized
@@ -2000,6 +2302,232 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_policies: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PolicyList"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_policy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `installation`, `tenant:NAME` or `profile:NAME`. */
+                scope: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PolicyAnswer"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    unset_policy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `installation`, `tenant:NAME` or `profile:NAME`. */
+                scope: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PolicyAnswer"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    set_policy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `installation`, `tenant:NAME` or `profile:NAME`. */
+                scope: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PolicyRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PolicyAnswer"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_windows: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WindowList"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_window: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description 1 to 64 characters of A-Z a-z 0-9 . _ : - */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WindowRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WindowAnswer"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_window: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description 1 to 64 characters of A-Z a-z 0-9 . _ : - */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WindowAnswer"];
                 };
             };
             /** @description A problem */
