@@ -17,6 +17,7 @@ DURATIONS = [
     "IDLE_TTL",
     "MAX_AGE",
     "MAX_TURN",
+    "NEVER_USED_TTL",
     "HEARTBEAT",
     "SWEEP_INTERVAL",
     "CONFIRM_INTERVAL",
