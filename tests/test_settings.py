@@ -155,8 +155,8 @@ def test_a_duration_that_no_date_can_carry_is_refused(name: str) -> None:
     assert f"{PREFIX}{name}=" in refusal(**{name: "1e15"})
 
 
-@pytest.mark.parametrize("name", [name for name in DURATIONS if name != "MAX_AGE"])
-def test_only_max_age_may_be_none(name: str) -> None:
+@pytest.mark.parametrize("name", sorted({*DURATIONS} - {"MAX_AGE", "NEVER_USED_TTL"}))
+def test_no_other_duration_may_be_none(name: str) -> None:
     """A limit that the protocol needs cannot be switched off."""
     assert f"{PREFIX}{name}='none': " in refusal(**{name: "none"})
 
@@ -165,6 +165,7 @@ def test_only_max_age_may_be_none(name: str) -> None:
 def test_max_age_may_be_none_in_so_many_words(value: str) -> None:
     """No limit is said, not guessed from something empty."""
     assert read(MAX_AGE=value).max_age is None
+    assert read(NEVER_USED_TTL=value).never_used_ttl is None
 
 
 @pytest.mark.parametrize("value", ["none", "NONE", " none "])
