@@ -11,6 +11,7 @@ from sqlalchemy import Engine, update
 from core.errors import AuthFailed, RateLimited, SessionEnded, SessionNotFound, Unavailable
 from core.explain import Explanation, Point
 from core.explain.said import moment, span
+from core.layers import LIMITS
 from core.lifecycle import Keeper
 from core.reaper import Reaper, TeardownOutcome
 from core.schema import events, installation, sessions
@@ -524,8 +525,9 @@ def test_each_limit_says_which_layer_set_it(keeper: Keeper) -> None:
         return {limit.name: limit.layer for limit in of.limits}
 
     ours = "installation"
-    assert layers(first) == {"idle_ttl": "open", "max_age": ours, "max_turn": ours}
-    assert layers(found) == {"idle_ttl": ours, "max_age": "open", "max_turn": ours}
+    others = {"max_turn": ours, "never_used_ttl": ours}
+    assert layers(first) == {"idle_ttl": "open", "max_age": ours, **others}
+    assert layers(found) == {"idle_ttl": ours, "max_age": "open", **others}
     assert first.limits[1].sentence == "max_age is none, set by the installation's default."
 
 
@@ -534,6 +536,7 @@ def test_a_limit_of_an_earlier_version_is_of_nobody_known(keeper: Keeper, engine
     keeper.open("conv", idle_ttl=60)
     with engine.begin() as connection:
         connection.execute(update(events).values(detail={}))
+        connection.execute(update(sessions).values({f"{name}_by": None for name in LIMITS}))
 
     assert {limit.layer for limit in keeper.explain("conv").limits} == {None}
 

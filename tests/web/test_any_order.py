@@ -84,6 +84,11 @@ def test_every_call_in_any_order_is_answered_as_described(
             """As somebody who may do everything."""
             return {"headers": {"Authorization": f"Bearer {TOKEN}"}}
 
+        def before_call(self, case: Any) -> None:
+            """A profile that nobody made opens nothing: most orders are to get further."""
+            if isinstance(case.body, dict) and len(str(case.body.get("profile"))) % 4:
+                case.body.pop("profile", None)
+
         def validate_response(self, response: Any, case: Any, **more: Any) -> None:
             """What is promised of every answer."""
             answered.add((case.operation.label, response.status_code))
