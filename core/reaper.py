@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from .errors import RowLocked, SchemaOutdated, StoreError, StoreUnavailable, words
 from .events import Event, EventKind
+from .following import follow_policies
 from .host import Host
 from .providers.base import SandboxProvider
 from .store import Store
@@ -113,11 +114,13 @@ class Reaper:
 
     def _pass(self) -> tuple[SweepReport, Work]:
         self.store.guard.check(actor=ACTOR)
-        ending = self._may_end()
         watched = self._timekeeper.watch(self.store.sweeps.now)
         work = self.store.outlook.work()
         clamped = self._until_short(self.store.clamps.clamp) if work.far else 0
-        followed = self._try_to_follow() if work.changed else 0
+        followed = self._try_to_follow(watched) if work.changed else 0
+        # The breaker counts after the policies were followed, by which more may be over; and behind
+        # the watch: a window that ends between the two is still open to this sweep.
+        ending = self._may_end()
         report = SweepReport(clamped=clamped, followed=followed)
         if work.due or clamped or followed:
             report += self._sweep_sessions(watched, ending=ending)
@@ -129,42 +132,16 @@ class Reaper:
             report += SweepReport(published=self._ring_for_failing())
         return report, work
 
-    def _try_to_follow(self) -> int:
+    def _try_to_follow(self, watched: Watched) -> int:
         """Whatever is wrong with that, the rest of the sweep goes on."""
         try:
-            return self._follow_policies()
+            return follow_policies(self.store, self.policy, self.host.monotonic, watched=watched)
         except (StoreUnavailable, SchemaOutdated):
             raise
         except StoreError as error:
             detail = {"step": "follow policies", "error": str(error)}
             self.store.database.tell(Event(kind=EventKind.ROW_POISONED, actor=ACTOR, detail=detail))
             return 0
-
-    def _follow_policies(self) -> int:
-        """
-        Open sessions follow the policies that were changed, a batch at a time and no longer than
-        the lease; the next sweep goes on where this one stopped. Returns how many were looked at.
-        """
-        total, end = 0, self.host.monotonic() + self.policy.publish_lease
-        while self.host.monotonic() < end:
-            change = self.store.policies.change()
-            if change is None:
-                break
-            ids = self.store.settling.members(change, self.policy.batch)
-            missed = any(not self._follows(each) for each in self.store.settling.follow(ids))
-            total += len(ids)
-            short = len(ids) < self.policy.batch
-            self.store.policies.advance(change, None if short else ids[-1], missed=missed)
-            if missed:  # somebody holds a row for long: not again and again in one sweep
-                break
-        return total
-
-    def _follows(self, session_id: str) -> bool:
-        try:
-            self.store.settling.follow_one(session_id)
-        except RowLocked:
-            return False
-        return True
 
     def _may_end(self) -> bool:
         """The breaker: more ends at once than is plausible are an operator's decision."""

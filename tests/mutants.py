@@ -276,11 +276,7 @@ MUTANTS = (
         SWEEPS,
         "confirmed = and_(s.noticed_at >= since, no_jump, ",
         "confirmed = and_(since <= since, no_jump, ",
-        at(
-            "reaper",
-            "a_clock_that_jumps_ahead_after_a_notice_leaves_time_for_a_heartbeat",
-            on="sqlite-7200.0",
-        ),
+        at("reaper", "a_clock_that_jumps_ahead_delays_an_end_by_one_confirmation"),
     ),
     Mutant(
         "what was noticed before a jump is never noticed again",

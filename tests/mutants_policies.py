@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants import RULES, SWEEPS, Mutant, at
 
 LAYERS, POLICIES = "core/layers.py", "core/store/policies.py"
+FOLLOWING = "core/following.py"
 SETTLING, QUOTAS = "core/store/settling.py", "core/store/quotas.py"
 
 POLICIES_MUTANTS = (
@@ -44,8 +45,8 @@ POLICIES_MUTANTS = (
         "a shorter max age breaks what was promised",
         "S1: an extension, a pin and an open turn's ceiling are kept",
         SETTLING,
-        "    return case((longer, promised), else_=new)",
-        "    return case((longer, new), else_=new)",
+        "(longer, promised), else_=new)",
+        "(longer, new), else_=new)",
         at("policies", "an_open_turn_keeps_its_ceiling"),
     ),
     Mutant(
@@ -159,10 +160,82 @@ POLICIES_MUTANTS = (
         at("quotas", "a_lowered_quota_is_come_down_to_step_by_step"),
     ),
     Mutant(
+        "who came back while he was chosen makes room",
+        "S1: nobody who was touched since is evicted for being idle for longest",
+        QUOTAS,
+        "ROUNDS = 5",
+        "ROUNDS = 1",
+        (
+            "tests/test_quotas.py::test_who_comes_back_while_he_is_chosen_is_not_taken[turn]",
+            "tests/test_quotas.py::test_who_comes_back_while_he_is_chosen_is_not_taken[touch]",
+        ),
+    ),
+    Mutant(
+        "one promise of ten years holds up every policy",
+        "L1: a shorter policy is followed",
+        SETTLING,
+        "    return case((too_long, LONGEST), (longer, promised), else_=new)",
+        "    return case((longer, promised), else_=new)",
+        (
+            "tests/test_policies.py"
+            "::test_a_promise_of_ten_years_lets_others_follow[sqlite-extension]",
+            "tests/test_policies.py::test_a_promise_of_ten_years_lets_others_follow[sqlite-turn]",
+        ),
+    ),
+    Mutant(
+        "a row that cannot follow stops its batch",
+        "L1: a shorter policy is followed by all others",
+        FOLLOWING,
+        "        left = list(ids)\n",
+        "        return True\n",
+        at("policies", "a_row_that_cannot_follow_holds_up_nobody"),
+    ),
+    Mutant(
+        "a policy that cannot be followed stops those behind it",
+        "L1: every policy has its turn in a sweep",
+        FOLLOWING,
+        "            behind = change\n",
+        "            break\n",
+        at("policies", "a_row_that_cannot_follow_holds_up_nobody"),
+    ),
+    Mutant(
+        "a new quota ends what a walk keeps in mind",
+        "every open session follows",
+        POLICIES,
+        '            "changed_by": bindparam("actor"),\n        }',
+        '            "changed_by": bindparam("actor"),\n            "again": 0,\n        }',
+        at("policies", "a_new_quota_forgets_nobody_who_was_missed"),
+    ),
+    Mutant(
+        "a long walk looks like a hold-up",
+        "L1: the idle are ended while others follow a policy",
+        FOLLOWING,
+        "        watched.latest()  #",
+        "        #",
+        at("policies", "a_long_walk_keeps_nobody_from_being_ended"),
+    ),
+    Mutant(
+        "the breaker counts by policies that are not followed yet",
+        "a mass end is an operator's decision",
+        "core/reaper.py",
+        "        watched = self._timekeeper.watch(self.store.sweeps.now)\n",
+        "        watched, early = self._timekeeper.watch(self.store.sweeps.now), self._may_end()\n"
+        "        self._may_end = lambda: early\n",
+        at("policies", "the_breaker_counts_by_the_policies_that_a_sweep_follows"),
+    ),
+    Mutant(
+        "a window ends between the count and the ends",
+        "a mass end is an operator's decision",
+        SWEEPS,
+        ".where(rules.may_end_since(BEGAN))",
+        ".where(rules.may_end)",
+        at("windows", "a_window_that_ends_in_a_sweep_is_open_until_its_end"),
+    ),
+    Mutant(
         "idleness ends in a window",
         "a maintenance window holds",
         SWEEPS,
-        "            .where(rules.may_end)\n",
+        "            .where(rules.may_end_since(BEGAN))\n",
         "",
         at("windows", "idleness_ends_nobody_in_a_window"),
     ),
@@ -170,8 +243,8 @@ POLICIES_MUTANTS = (
         "a window keeps what is too old",
         "a window is against idleness alone",
         RULES,
-        "self.may_end = or_(self.too_old, ~self.in_window)",
-        "self.may_end = ~self.in_window",
+        "return or_(self.too_old, ~in_window)",
+        "return ~in_window",
         at("windows", "max_age_and_an_explicit_end_still_act"),
     ),
     Mutant(

@@ -447,9 +447,9 @@ RECONCILE_MUTANTS = (
     Mutant(
         "a publication does not look for holds",
         "S5: nothing is destroyed while a question is open",
-        SWEEPS,
-        ".where(CLOSING, b.due_at <= rules.now, UNHELD)",
-        ".where(CLOSING, b.due_at <= rules.now)",
+        "core/store/publications.py",
+        ".where(w.c.due_at <= rules.now, UNHELD)",
+        ".where(w.c.due_at <= rules.now)",
         at("guard", "while_something_is_held_nothing_is_destroyed"),
     ),
     Mutant(

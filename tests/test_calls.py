@@ -52,6 +52,19 @@ def busy(bounded: Store) -> Store:
     return bounded
 
 
+def test_a_slot_that_was_given_back_is_free_by_any_clock(
+    bounded: Store, clock: FrozenClock
+) -> None:
+    """L1: where the clock steps back, nobody waits for when it was given back."""
+    for slot in [bounded.calls.take("fake", "w") for _ in range(BOUND)]:
+        assert slot is not None
+        bounded.calls.give(slot)
+
+    clock.advance(-600)
+
+    assert all(bounded.calls.take("fake", "w") for _ in range(BOUND))
+
+
 def test_there_are_as_many_slots_as_the_bound(bounded: Store) -> None:
     """Of each provider; and a slot that was given back is there again."""
     slots = [bounded.calls.take("fake", "w") for _ in range(BOUND + 1)]

@@ -112,6 +112,19 @@ def test_more_tenants_than_room_take_turns(
         tear_down(reaper, rung)
 
 
+def test_batches_of_one_sweep_take_turns_as_well(
+    make_reaper: MakeReaper, engine: Engine, clock: FrozenClock, rung: Rung
+) -> None:
+    """What the second batch publishes is behind what the first one has."""
+    reaper = make_reaper(in_flight=20, batch=10)
+    for number in range(30):
+        due(engine, clock, 3, prefix=f"t{number}", tenant=f"t{number}")
+
+    reaper.sweep()
+
+    assert len(rung) == len({name.partition("-")[0] for name, _ in rung}) == 20
+
+
 def test_more_tenants_take_turns_where_there_is_room(
     *,
     make_reaper: MakeReaper,

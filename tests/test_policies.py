@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, select, update
 
-from core.errors import InvalidArgument, RowLocked
+from core.errors import InvalidArgument, RowLocked, StoreError
+from core.events import EventKind
 from core.layers import Layer, Scope, parse_scope
 from core.lifecycle import Keeper
 from core.model import SessionStatus
@@ -478,3 +479,125 @@ def test_following_costs_what_has_changed(
 
     assert report.followed == 0
     assert not [sql for sql in heard if "of_profile" in sql or "UPDATE policies" in sql]
+
+
+@pytest.mark.parametrize("promise", ["extension", "turn"])
+def test_a_promise_of_ten_years_lets_others_follow(
+    keeper: Keeper, store: Store, reaper: Reaper, clock: FrozenClock, promise: str
+) -> None:
+    """Who is kept for as long as can be asked for is one that no shorter max age can hold up."""
+    keeper.open("conv", tenant="acme", max_turn=LONGEST)
+    clock.advance(10)
+    if promise == "extension":
+        keeper.extend("conv", LONGEST)
+    else:
+        store.turns.begin("turn-1", "conv", "holder")
+
+    give(store, ACME, max_age=2 * HOUR)
+    reaper.sweep()
+
+    assert store.policies.get(ACME).followed
+    assert keeper.get("conv").max_age == LONGEST
+
+
+def test_a_row_that_cannot_follow_holds_up_nobody(
+    keeper: Keeper, store: Store, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of its batch, nor the policies behind its own; and somebody says so."""
+    for name in ("a", "b"):
+        keeper.open(name, tenant="acme")
+    keeper.open("z", tenant="zed")
+    follow, follow_one = store.settling.follow, store.settling.follow_one
+    told: list[Any] = []
+
+    def refuse(ids: Sequence[str]) -> None:
+        if "a" in ids:
+            raise StoreError("the database refused")
+
+    def follow_all(ids: Sequence[str]) -> list[str]:
+        refuse(ids)
+        return follow(ids)
+
+    def follow_it(session_id: str) -> None:
+        refuse([session_id])
+        follow_one(session_id)
+
+    give(store, ACME, idle_ttl=600)
+    give(store, Scope(layer=Layer.TENANT, name="zed"), idle_ttl=600)
+    with monkeypatch.context() as broken:
+        broken.setattr(store.settling, "follow", follow_all)
+        broken.setattr(store.settling, "follow_one", follow_it)
+        broken.setattr(store.database, "tell", lambda *events: told.extend(events))
+        reaper.sweep()
+    was = [keeper.get(name).idle_ttl for name in ("a", "b", "z")]
+    reaper.sweep()
+
+    assert was == [policy().idle_ttl, 600, 600]
+    assert [(line.kind, line.session_id) for line in told] == [(EventKind.ROW_POISONED, "a")]
+    assert keeper.get("a").idle_ttl == 600
+
+
+def test_a_new_quota_forgets_nobody_who_was_missed(
+    keeper: Keeper, store: Store, reaper: Reaper
+) -> None:
+    """It begins no walk, and so it must not end what a walk keeps in mind."""
+    for name in ("a", "b"):
+        keeper.open(name, tenant="acme")
+    give(store, ACME, idle_ttl=600)
+    change = store.policies.change()
+    assert change is not None
+    store.policies.advance(change, "a", missed=True)
+
+    give(store, ACME, max_live=100)
+    for _ in range(2):
+        reaper.sweep()
+
+    assert {keeper.get(name).idle_ttl for name in ("a", "b")} == {600}
+    assert store.policies.get(ACME).followed
+
+
+def test_a_long_walk_keeps_nobody_from_being_ended(
+    keeper: Keeper,
+    store: Store,
+    reaper: Reaper,
+    clock: FrozenClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """L1: its batches are steps, and all of them together no hold-up of anybody's heartbeats."""
+    keeper.open("idle")
+    for number in range(5):
+        keeper.open(f"busy-{number}", tenant="acme", idle_ttl=10 * HOUR)
+    clock.advance(policy().idle_ttl)
+    reaper.sweep()
+    clock.advance(policy().confirm_interval)
+    give(store, ACME, max_turn=600)
+    monkeypatch.setattr(reaper, "policy", policy(batch=1))
+    follow = store.settling.follow
+
+    def slowly(ids: Sequence[str]) -> list[str]:
+        clock.advance(policy().confirm_interval / 6)
+        return follow(ids)
+
+    monkeypatch.setattr(store.settling, "follow", slowly)
+    report = reaper.sweep()
+
+    assert (report.followed, report.ended) == (5, 1)
+
+
+def test_the_breaker_counts_by_the_policies_that_a_sweep_follows(
+    keeper: Keeper, store: Store, reaper: Reaper, clock: FrozenClock
+) -> None:
+    """Who was noticed, was given longer, and is given less again: the breaker asks about them."""
+    for number in range(policy().breaker_min + 1):
+        keeper.open(f"conv-{number}")
+    clock.advance(policy().idle_ttl)
+    reaper.sweep()
+    give(store, EVERYBODY, idle_ttl=2 * HOUR)
+    reaper.sweep()
+    clock.advance(policy().confirm_interval)
+
+    give(store, EVERYBODY, idle_ttl=policy().idle_ttl)
+    report = reaper.sweep()
+
+    assert report.ended == 0
+    assert [hold.reason for hold in store.guard.holds()] == ["mass_end"]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from core.engines import make_engine
 from core.errors import TenantFull
+from core.host import Host
 from core.layers import Layer, Scope, WhenFull
 from core.lifecycle import Keeper
 from core.model import SandboxState, SessionStatus
 from core.store import Store
 from core.store.guard import HoldReason
 from tests.factories import policy
-from tests.fakes import FakeCloud, FrozenClock
+from tests.fakes import FakeCloud, FrozenClock, Idle
 
 EVERYBODY = Scope(layer=Layer.INSTALLATION)
 ACME = Scope(layer=Layer.TENANT, name="acme")
@@ -141,6 +144,43 @@ def test_a_lowered_quota_is_come_down_to_step_by_step(
         left.append(len(active(keeper, *names, *opened)))
 
     assert left == [5, 4, 3, 2, 2]
+
+
+@pytest.mark.parametrize("how", ["turn", "touch"])
+def test_who_comes_back_while_he_is_chosen_is_not_taken(postgresql_url: str, how: str) -> None:
+    """S1: between the look of a statement and its lock; the one that is idle now makes room."""
+    engine, slow = make_engine(postgresql_url), make_engine(postgresql_url)
+    store, other = Store(engine, policy=policy()), Store(slow, policy=policy())
+    keeper = Keeper(store, FakeCloud(), host=Host(loop=Idle))
+    for name in ("a", "b"):
+        keeper.open(name, tenant="acme")
+    give(store, max_live=2, when_full=EVICT)
+    looked = threading.Event()
+
+    @event.listens_for(slow, "before_cursor_execute", retval=True)
+    def hold_up(*call: Any) -> tuple[str, Any]:
+        """The first choice has its snapshot, and takes its locks a while later."""
+        statement, parameters = call[2], call[3]
+        if "SKIP LOCKED" in statement and not looked.is_set():
+            looked.set()
+            held = "WHERE (SELECT pg_sleep(1)) IS NOT NULL AND "
+            statement = statement.replace("WHERE ", held, 1)
+        return statement, parameters
+
+    opener = Keeper(other, keeper.provider, host=Host(loop=Idle))
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(opener.open, "c", tenant="acme")
+        assert looked.wait(10)
+        time.sleep(0.3)  # its snapshot is taken by then
+        if how == "turn":
+            store.turns.begin("turn-1", "a", "holder")
+        else:
+            keeper.touch("a")
+        opening.result(10)
+
+    assert active(keeper, "a", "b", "c") == ["a", "c"]
+    for each in (engine, slow):
+        each.dispose()
 
 
 def test_who_cannot_make_enough_room_ends_nobody(

@@ -96,6 +96,36 @@ def test_what_waits_in_a_window_is_no_mass_end(
     assert [hold.reason for hold in store.guard.holds()] == ["mass_end"]
 
 
+def test_a_window_that_ends_in_a_sweep_is_open_until_its_end(
+    keeper: Keeper,
+    store: Store,
+    reaper: Reaper,
+    clock: FrozenClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its breaker counted nobody; that of the next one does."""
+    for number in range(policy().breaker_min + 1):
+        keeper.open(f"conv-{number}")
+    until = add(store, clock)
+    spend(reaper, clock, until - timedelta(seconds=121))
+    clock.now = until - timedelta(seconds=0.5)
+    mass_end = store.sweeps.mass_end
+
+    def counted() -> dict[str, int] | None:
+        found = mass_end()
+        clock.advance(1)
+        return found
+
+    with monkeypatch.context() as slow:
+        slow.setattr(store.sweeps, "mass_end", counted)
+        report = reaper.sweep()
+    clock.advance(60)
+    reaper.sweep()
+
+    assert report.ended == 0
+    assert [hold.reason for hold in store.guard.holds()] == ["mass_end"]
+
+
 def test_a_window_that_is_taken_away_holds_nobody(
     keeper: Keeper, store: Store, reaper: Reaper, clock: FrozenClock
 ) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Integer, String, and_, bindparam, func, select, update
 
 from ..schema import call_slots
+from ..timekeeper import EVER
 from .database import Database
 from .rules import Rules
 
@@ -56,11 +57,12 @@ class Calls:
         self._count = select(func.count().label("slots")).select_from(call_slots).where(of, within)
         self._add = (
             database.insert(call_slots)
-            .values(provider=bindparam("of_provider"), slot=bindparam("number"), until=rules.now)
+            .values(provider=bindparam("of_provider"), slot=bindparam("number"), until=EVER)
             .on_conflict_do_nothing(index_elements=["provider", "slot"])
         )
         mine = and_(of, c.slot == bindparam("number"), c.token == bindparam("of_token"))
-        self._give = update(call_slots).where(mine).values(until=rules.now)
+        # Not now: to a clock that stepped back it would be taken until then.
+        self._give = update(call_slots).where(mine).values(until=EVER)
 
     def take(self, provider: str, worker: str) -> Slot | None:
         """A slot; None when as many calls are under way as may be."""

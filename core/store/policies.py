@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, case, null, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, null, or_, select, update
 
 from ..errors import InvalidArgument
 from ..events import Event, EventKind
@@ -64,11 +64,17 @@ class Policies:
             "revision": p.revision + 1,
             "changed_at": rules.now,
             "changed_by": bindparam("actor"),
-            "again": 0,
         }
         waiting = select(p.name).where(p.cursor.is_not(None)).order_by(p.layer, p.name)
         self.to_follow = waiting  # what a sweep looks for
-        self._next = waiting.add_columns(p.layer, p.revision, p.cursor).limit(1)
+        behind = or_(
+            p.layer > bindparam("behind_layer", type_=p.layer.type),
+            and_(
+                p.layer == bindparam("behind_layer", type_=p.layer.type),
+                p.name > bindparam("behind_name", type_=p.name.type),
+            ),
+        )
+        self._next = waiting.add_columns(p.layer, p.revision, p.cursor).where(behind).limit(1)
         at = bindparam("at", type_=p.cursor.type)
         here = (p.revision == bindparam("of_revision"), p.cursor == bindparam("cursor_was"))
         again = or_(p.again == 1, bindparam("missed", type_=p.again.type) == 1)
@@ -119,10 +125,11 @@ class Policies:
         checked = check_values(given, scope, self._policy)
         return self._write(scope, {**dict.fromkeys(gone), **checked}, actor)
 
-    def change(self) -> Change | None:
-        """One that open sessions have yet to follow, if there is one."""
+    def change(self, behind: Change | None = None) -> Change | None:
+        """One that open sessions have yet to follow, the first one behind another, if any."""
+        layer, name = ("", "") if behind is None else (behind.layer.value, behind.name)
         with self.database.look() as look:
-            row = look.one(self._next)
+            row = look.one(self._next, {"behind_layer": layer, "behind_name": name})
         if row is None:
             return None
         return Change(
@@ -146,7 +153,8 @@ class Policies:
         if not values:
             raise InvalidArgument(f"policy {scope}: give at least one of {', '.join(FIELDS)}")
         # A quota is asked by each open(); limits are in the rows of the sessions, which follow.
-        follow = {"cursor": ""} if set(values) & set(LIMITS) else {}
+        # A walk that is under way keeps in mind whom it has missed, until it begins anew.
+        follow = {"cursor": "", "again": 0} if set(values) & set(LIMITS) else {}
         of = {"of_layer": scope.layer.value, "of_name": scope.name, "actor": actor}
         made = {"layer": scope.layer.value, "name": scope.name, "changed_by": actor}
         with self.database.move() as move:

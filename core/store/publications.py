@@ -49,7 +49,6 @@ class Room:
 
     provider: str
     room: int
-    after: str  # the tenant whose turn was the last
 
 
 class Publications:
@@ -70,10 +69,7 @@ class Publications:
         """Providers that can be called now and have less in flight than the bound; or this one."""
         with self.database.look() as look:
             rows = look.all(self._rooms, {"only": only})
-        found = [
-            Room(provider=row.provider, room=self._bound - row.flying, after=row.after or "")
-            for row in rows
-        ]
+        found = [Room(provider=row.provider, room=self._bound - row.flying) for row in rows]
         return [room for room in found if room.room > 0]
 
     def take(self, room: Room, limit: int) -> Pairs:
@@ -83,12 +79,15 @@ class Publications:
         """
         taken: Pairs = []
         with self.database.move() as move:
-            for tenants in self._in_turn(move, room):
+            # Read anew by each batch, or all batches of one sweep would be for the same tenants.
+            last = move.one(self._last, {"of_provider": room.provider})
+            after = "" if last is None else last.published_after or ""
+            for tenants in self._in_turn(move, room.provider, after):
                 served = tenants[: limit - len(taken)]
                 taken += self._share(move, room.provider, served, limit - len(taken))
                 if len(taken) < limit:
                     continue
-                if room.after or len(served) < len(tenants) or len(tenants) >= AT_ONCE:
+                if after or len(served) < len(tenants) or len(tenants) >= AT_ONCE:
                     # Not everybody had a turn: the next call goes on behind.
                     of = {"of_provider": room.provider, "tenant": served[-1]}
                     move.run(self._remember, of)
@@ -105,13 +104,13 @@ class Publications:
             self._lease_rows(move, rows)
         return len(rows), [(row.session_id, row.generation) for row in rows if not row.blocked]
 
-    def _in_turn(self, move: Move, room: Room) -> Iterator[list[str]]:
+    def _in_turn(self, move: Move, provider: str, last: str) -> Iterator[list[str]]:
         """Everybody who waits, once: from whose turn it is to the last, then from the first."""
         seen: set[str] = set()
         tenants: list[str] = []
-        for after in dict.fromkeys((room.after, "")):
+        for after in dict.fromkeys((last, "")):
             while True:
-                of = {"of_provider": room.provider, "after": after, "limit": AT_ONCE}
+                of = {"of_provider": provider, "after": after, "limit": AT_ONCE}
                 found = [row.tenant for row in move.all(self._tenants, of)]
                 new = [tenant for tenant in found if tenant not in seen]
                 seen.update(new)
@@ -150,10 +149,9 @@ class Publications:
             .correlate(each.value.table)
             .scalar_subquery()
         )
-        last = select(p.published_after).where(p.provider == each.value).scalar_subquery()
         only = bindparam("only", type_=String)
         self._rooms = (
-            select(each.value.label("provider"), flying.label("flying"), last.label("after"))
+            select(each.value.label("provider"), flying.label("flying"))
             .where(each.value.is_not(None), or_(only.is_(None), each.value == only))
             .where(~blocked(rules, each.value))
             .order_by(each.value)
@@ -194,6 +192,7 @@ class Publications:
             .where(any_of(b.key, "keys"))
             .values(due_at=rules.in_(rules.policy.publish_lease))
         )
+        self._last = select(p.published_after).where(p.provider == _of_provider)
         self._remember = (
             self.database.insert(providers)
             .values(provider=_of_provider, published_after=bindparam("tenant", type_=String))

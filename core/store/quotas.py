@@ -21,6 +21,7 @@ from .sql import TenantLock, any_of
 # One for who comes, and one more while a quota that was lowered is exceeded: it is come down to
 # step by step, and no change of a number is a mass end.
 MOST_EVICTED = 2
+ROUNDS = 5  # of a choice; more than two when somebody came back just then
 
 p = policies.c
 
@@ -83,7 +84,7 @@ class Quotas:
         wanted = min(live - most + 1, MOST_EVICTED)
         evicted: list[Any] = []
         if quota["when_full"] == WhenFull.EVICT:
-            ids = [row.id for row in move.all(self._oldest, {**of, "limit": wanted})]
+            ids = self._chosen(move, {**of, "limit": wanted})
             evicted = list(move.all(self._evict, {"ids": ids})) if ids else []
         if len(evicted) < wanted:
             raise TenantFull(
@@ -93,6 +94,20 @@ class Quotas:
             )
         self._endings.close(move, evicted, actor)
         return [(row.id, row.generation) for row in evicted]
+
+    def _chosen(self, move: Move, of: dict[str, Any]) -> list[str]:
+        """
+        Who was idle for longest, with the rows held. Asked until it is those who were held when
+        the statement began: what waits for nobody may find a row that was idle when it looked, and
+        that was touched, or has a turn, since.
+        """
+        held: list[str] | None = None
+        for _ in range(ROUNDS):
+            chosen = [row.id for row in move.all(self._oldest, of)]
+            if chosen == held:
+                break
+            held = chosen
+        return chosen
 
     @staticmethod
     def _of(rows: Any) -> dict[str, Any]:

@@ -104,11 +104,7 @@ class Rules:
             idle_next, self.in_(policy.idle_ttl), func.coalesce(self.age_ends, idle_next)
         )
         self.live_turn = and_(OPEN_TURN, t.hard_until > now)
-        self.in_window = exists(
-            select(1).select_from(windows).where(windows.c.from_at <= now, windows.c.until_at > now)
-        )
-        # In a maintenance window idleness ends nobody; max age does, and whoever calls end().
-        self.may_end = or_(self.too_old, ~self.in_window)
+        self.may_end = self.may_end_since(now)
         self.why_over = case((self.too_old, "max_age"), else_="idle")
 
     def kept(self) -> tuple[ColumnElement[datetime], ...]:
@@ -120,6 +116,18 @@ class Rules:
             .scalar_subquery()
         )
         return self.extended_until, self.pinned_until, earlier
+
+    def may_end_since(self, began: ColumnElement[datetime]) -> ColumnElement[bool]:
+        """
+        In a maintenance window idleness ends nobody; max age does, and whoever calls end(). One
+        that was open when a sweep began is open until that is over: its breaker counted nobody.
+        """
+        in_window = exists(
+            select(1)
+            .select_from(windows)
+            .where(windows.c.from_at <= self.now, windows.c.until_at > Earliest(began, self.now))
+        )
+        return or_(self.too_old, ~in_window)
 
     def ahead(self, at: ColumnElement[datetime]) -> ColumnElement[bool]:
         """Whether this clock, which showed that moment once, has stepped back since."""

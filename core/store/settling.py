@@ -12,6 +12,7 @@ from sqlalchemy import FromClause, Row, Select, and_, bindparam, case, func, sel
 
 from ..layers import LIMITS, OPEN, Layer
 from ..schema import policies, sessions
+from ..settings import LONGEST
 from .database import Database, Move
 from .policies import Change
 from .rules import ACTIVE, OPEN_TURN, TICK, Rules, locked, s, t
@@ -167,4 +168,7 @@ def _promised_age(rules: Rules) -> Any:
     # A tick more: rounding must not take the last of it.
     promised = Seconds(s.opened_at, until) + TICK
     longer = and_(until > s.opened_at, promised > new)
-    return case((longer, promised), else_=new)  # and where the new one is none, it is none
+    # Ten years are asked for by who wants no end: no column takes more, and no row may be one that
+    # can never follow. Where the new one is none, it is none.
+    too_long = and_(longer, promised > LONGEST)
+    return case((too_long, LONGEST), (longer, promised), else_=new)

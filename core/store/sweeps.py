@@ -126,8 +126,9 @@ class Sweeps:
             if not rows:
                 return 0, 0, 0, 0
             ids: dict[str, Any] = {"ids": [row.id for row in rows]}
-            believed = {**ids, "since": watched.since, "latest": watched.latest()}
+            believed = {**ids, "since": watched.since, "began": watched.began}
             # End before notice, notice before re-arm: no row can take two steps in one sweep.
+            believed["latest"] = watched.latest()
             ended = move.all(self._end, believed) if ending else []
             self._endings.close(move, ended, ACTOR)
             left = len(rows) - len(ended)
@@ -235,7 +236,7 @@ class Sweeps:
         self._end = (
             update(sessions)
             .where(idle, witnessed, confirmed, looked_again, UNHELD)
-            .where(rules.may_end)
+            .where(rules.may_end_since(BEGAN))
             .values(status=SessionStatus.ENDED.value, ended_at=rules.now, end_reason=rules.why_over)
             .returning(s.id, s.generation, s.end_reason)
         )
