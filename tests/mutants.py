@@ -72,7 +72,33 @@ MIGRATION = "core/migrations/versions/0001_first_tables.py"
 PINS = "core/store/pins.py"
 PROMISES = "core/store/promises.py"
 
+MIGRATIONS = "core/migrations/__init__.py"
+
 MUTANTS = (
+    Mutant(
+        "old processes refuse a schema that was added to",
+        "S1: an upgrade harms no turn",
+        MIGRATIONS,
+        "needed <= found and _era(found) == _era(needed)",
+        "needed == found",
+        at("migrations", "an_old_process_starts_on_a_later_schema", on="sqlite-0011"),
+    ),
+    Mutant(
+        "old processes work on a schema that took something away",
+        "S4: what cannot be read is not taken for absent",
+        MIGRATIONS,
+        " and _era(found) == _era(needed)",
+        "",
+        at("migrations", "a_schema_that_took_something_away_is_refused"),
+    ),
+    Mutant(
+        "a migration takes its tables one by one",
+        "S1: an upgrade harms no turn",
+        MIGRATIONS,
+        "        _take_all_tables(connection)\n",
+        "        pass\n",
+        at("migrations", "a_migration_gives_way", on="postgresql"),
+    ),
     Mutant(
         "a pin keeps nobody",
         "S1: what was acknowledged is kept",

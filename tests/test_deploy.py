@@ -187,6 +187,40 @@ def test_the_compose_file_mounts_what_is_there() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_our_containers_are_confined() -> None:
+    """Nothing of theirs is written but /tmp and their volume, and they gain no rights."""
+    ours = [each for each in services().values() if each.get("build")]
+
+    assert len(ours) == 5
+    for service in ours:
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp"]  # noqa: S108 - in the container
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not {"privileged", "cap_add", "user"} & service.keys()
+
+
+def test_the_image_is_nobodys() -> None:
+    """
+    It runs as a number that is not root's, who owns the folder that compose has a volume for, and
+    nothing after that is done as root. What it copies is there, and is installed by hashes.
+    """
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", "").splitlines()
+    steps = [line.split(None, 1) for line in lines if line and not line.startswith("#")]
+    user = steps[-1][1].split(":")
+    copied = [step[1].split()[0] for step in steps if step[0] == "COPY"]
+    (install,) = [step[1] for step in steps if "pip install" in step[1]]
+    volume = services()["api"]["volumes"][0].split(":")[1]
+
+    assert steps[-1][0] == "USER"
+    assert all(part.isdigit() and int(part) >= 1000 for part in user)
+    assert all((ROOT / name).exists() for name in copied)
+    assert "--require-hashes" in install
+    assert f"install -d -o {user[0]} -g {user[1]} -m 700 {volume}" in " ".join(
+        step[1] for step in steps
+    )
+
+
 def test_compose_takes_the_file() -> None:
     """By its own word, with all profiles."""
     compose = shutil.which("docker-compose")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, inspect
+from alembic import command
+from sqlalchemy import Engine, column, inspect, table, update
 
 from core import migrations
 from core.engines import make_engine
-from core.errors import SchemaOutdated
+from core.errors import SchemaOutdated, StoreUnavailable
+from core.host import Host
 from core.schema import metadata
 from core.store import Store
 
+VERSIONS = Path(migrations.__file__).parent / "versions"
 POSTGRESQL_CATALOG = {
     "columns": "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, "
     "column_default FROM information_schema.columns WHERE table_schema = 'public'",
@@ -181,11 +185,92 @@ def test_a_database_that_was_never_migrated_is_refused(empty: Engine) -> None:
 
 def test_a_database_at_another_revision_is_refused(engine: Engine) -> None:
     """With both revisions, so that a person sees which side is behind."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+    _stamp(engine, "0000")
 
     with pytest.raises(SchemaOutdated, match=rf"revision 0000.*needs {migrations.head()}"):
         migrations.require(engine)
+
+
+@pytest.mark.parametrize("revision", ["0999", "0011"])
+def test_an_old_process_starts_on_a_later_schema(engine: Engine, revision: str) -> None:
+    """One that only adds: while an installation is upgraded old processes may start again."""
+    _stamp(engine, revision)
+
+    migrations.require(engine)
+    migrations.upgrade(engine)
+
+    assert migrations.current(engine) == revision
+
+
+def test_a_schema_that_took_something_away_is_refused(engine: Engine) -> None:
+    """It begins the next thousand, and names the side that is behind."""
+    _stamp(engine, "1001")
+
+    with pytest.raises(SchemaOutdated, match=r"revision 1001.*upgrade Sandkeeper"):
+        migrations.require(engine)
+
+
+def test_migrations_count_on() -> None:
+    """The order of their numbers is theirs, and within a thousand nothing is taken away."""
+    revisions = [path.name[:4] for path in sorted(VERSIONS.glob("[0-9]*.py"))]
+
+    assert revisions == [f"{number:04}" for number in range(1, len(revisions) + 1)]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_migration_gives_way(empty: Engine) -> None:
+    """
+    A transaction that has one table and comes to want another one, and one that is open for long:
+    neither is ended, and the migration gets the tables after them.
+    """
+    with empty.begin() as connection:
+        command.upgrade(migrations._config(connection), "0007")
+    gave_way: list[float] = []
+    with empty.connect() as caller, ThreadPoolExecutor() as pool:
+
+        def pause(seconds: float) -> None:
+            gave_way.append(seconds)
+            caller.commit()
+
+        caller.exec_driver_sql("UPDATE sandboxes SET attempts = 0")
+        migrated = pool.submit(migrations.upgrade, empty, host=Host(sleep=pause))
+        while not _is_waited_for(empty, "sandboxes"):
+            assert not migrated.done()
+        caller.exec_driver_sql("UPDATE sessions SET turn_count = 0")
+        migrated.result(timeout=30)
+
+    assert gave_way == [migrations.PAUSE]
+    assert migrations.current(empty) == migrations.head()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_migration_that_never_gets_the_tables_says_so(
+    empty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it may be: a backup reads for hours."""
+    monkeypatch.setattr(migrations, "ATTEMPTS", 2)
+    with empty.begin() as connection:
+        command.upgrade(migrations._config(connection), "0007")
+    with empty.connect() as backup:
+        backup.exec_driver_sql("SELECT count(*) FROM sandboxes")
+
+        with pytest.raises(StoreUnavailable, match="long transactions"):
+            migrations.upgrade(empty, host=Host(sleep=lambda _: None))
+
+    assert migrations.current(empty) == "0007"
+
+
+def _is_waited_for(engine: Engine, table: str) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = '{}'::regclass"
+    with engine.connect() as connection:
+        return bool(connection.exec_driver_sql(query.format(table)).scalar())
+
+
+def _stamp(engine: Engine, revision: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            update(table("alembic_version", column("version_num"))).values(version_num=revision)
+        )
 
 
 def test_a_migration_that_fails_leaves_nothing(empty: Engine) -> None:

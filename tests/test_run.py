@@ -349,7 +349,9 @@ def test_every_check_is_run_and_those_that_failed_are_named(
     ]
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-test.lock"])
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-test.lock", "requirements-image.lock"]
+)
 def test_locks_carry_hashes_and_no_address(name: str) -> None:
     """Every entry is pinned by hash, and no package index is prescribed to the user."""
     text = (ROOT / name).read_text()
@@ -364,7 +366,7 @@ def test_locks_agree() -> None:
     """Tests run with exactly the versions that users get."""
     runtime, test = locked("requirements.lock"), locked("requirements-test.lock")
 
-    assert runtime.items() <= test.items()
+    assert runtime.items() <= locked("requirements-image.lock").items() <= test.items()
 
 
 def test_locks_follow_the_project_file() -> None:
@@ -377,6 +379,11 @@ def test_locks_follow_the_project_file() -> None:
         assert_satisfied(line, runtime)
     for line in extras["test"]:
         assert_satisfied(line, test)
+    for line in (*project["dependencies"], *(line for name in IMAGE for line in extras[name])):
+        assert_satisfied(line, locked("requirements-image.lock"))
+
+
+IMAGE = ("docker", "kubernetes", "modal", "postgresql")
 
 
 def locked(name: str) -> dict[str, str]:

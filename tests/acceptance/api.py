@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 from sqlalchemy import event
@@ -31,28 +30,9 @@ from core.providers import local
 from core.providers.base import SandboxInfo, Spec
 from core.providers.local import LocalProvider
 from core.wiring import System
+from tests.acceptance.journal import Journal
 
 TRIES = 20
-
-
-class Journal:
-    """Lines that are whole or absent, whoever is killed meanwhile."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
-
-    def write(self, what: str, **facts: object) -> None:
-        line = json.dumps({"what": what, "at": time.time(), **facts})
-        os.write(self._fd, f"{line}\n".encode())
-
-    def told(self, what: str) -> bool:
-        """Whether the test said so."""
-        return Path(f"{self.path}.{what}").exists()
-
-    def wait_until_told(self, what: str) -> None:
-        while not self.told(what):
-            time.sleep(0.05)
 
 
 # Servers
