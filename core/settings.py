@@ -21,6 +21,7 @@ from pydantic import (
 
 from .access import ENTRY, check_configured
 from .errors import SettingsError
+from .prices import Prices
 
 PREFIX = "SANDKEEPER_"
 # A provider reads and checks its own; the last marks whatever runs inside a local sandbox.
@@ -32,7 +33,8 @@ PROVIDER_PREFIXES = (
     "SANDKEEPER_OPENSANDBOX_",
     "SANDKEEPER_SANDBOX",
 )
-SECRETS = ("DATABASE_URL", "BROKER_URL", "API_TOKENS")  # may also come from a file: NAME_FILE
+SECRETS = ("DATABASE_URL", "BROKER_URL", "API_TOKENS")
+FROM_FILES = (*SECRETS, "PRICES")  # may also come from a file: NAME_FILE
 HIDDEN = (*SECRETS, "SPEC")  # a sandbox's environment has keys and passwords too
 LONGEST = 315_576_000.0  # ten years in seconds; the tables' CHECKs repeat it
 
@@ -278,6 +280,13 @@ class Settings(BaseModel):
         "Besides those that `sandkeeper tokens create` makes.",
     )
 
+    prices: Annotated[Prices, BeforeValidator(_json_object)] | None = Field(
+        None,
+        description="What an hour of a sandbox costs you, for `sandkeeper savings`: a JSON object "
+        'such as `{"currency": "EUR", "default": 0.1, "providers": {"e2b": 0.08}}`. Without it '
+        "savings are told in hours.",
+    )
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """
@@ -338,7 +347,7 @@ def _read(environ: Mapping[str, str]) -> dict[str, str]:
         if not variable.startswith(PREFIX) or variable.startswith(PROVIDER_PREFIXES):
             continue
         name = variable.removeprefix(PREFIX)
-        if name.removesuffix("_FILE") in SECRETS and name.endswith("_FILE"):
+        if name.removesuffix("_FILE") in FROM_FILES and name.endswith("_FILE"):
             if variable.removesuffix("_FILE") in environ:
                 raise SettingsError(
                     f"{variable} and {variable.removesuffix('_FILE')} are both set: keep one"
@@ -376,8 +385,9 @@ def _explained(error: ValidationError, given: Mapping[str, str]) -> str:
             if str(problem["loc"][0]).upper() not in given:
                 continue  # derived from a value that is complained of already
             name = f"{PREFIX}{str(problem['loc'][0]).upper()}"
+            within = "".join(f".{part}" for part in problem["loc"][1:])
             shown = "(hidden)" if name.removeprefix(PREFIX) in HIDDEN else repr(problem["input"])
-            lines.append(f"{name}={shown}: {message}")
+            lines.append(f"{name}{within}={shown}: {message}")
         else:
             lines.append(PREFIX + message)
     return "; ".join(lines)

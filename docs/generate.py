@@ -18,7 +18,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from core.errors import SettingsError
-from core.settings import PREFIX, SECRETS, Settings
+from core.settings import FROM_FILES, PREFIX, Settings
 from core.store.tallies import BOUNDS
 from core.web.metrics import METRICS, Metric
 from core.web.metrics import PREFIX as PREFIX_OF_METRICS
@@ -90,10 +90,10 @@ def settings_page() -> str:
         "|---|---|---|",
     ]
     lines += [settings_row(name, field) for name, field in Settings.model_fields.items()]
-    files = " and ".join(f"`{PREFIX}{name}_FILE`" for name in SECRETS)
+    files = " and ".join(f"`{PREFIX}{name}_FILE`" for name in FROM_FILES)
     lines += [
         "",
-        "Secrets may be in files. A variable is refused when its file is named too:",
+        "Secrets and prices may be in files. A variable is refused when its file is named too:",
         f"{files}.",
         "",
         "## What is checked at start",

@@ -20,6 +20,7 @@ from tasks.explained import print_explanation, print_rehearsal
 from tasks.policies import policies, windows
 from tasks.providers import providers
 from tasks.safety import breaker, db_restored, orphans, reconcile
+from tasks.savings import savings
 from tasks.serve import host_option, port_option, serve
 from tasks.tokens import tokens
 
@@ -280,6 +281,7 @@ for command in (
     policies,
     providers,
     reconcile,
+    savings,
     serve,
     tokens,
     windows,

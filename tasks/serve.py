@@ -68,7 +68,12 @@ def serve(context: Context, host: str, port: int) -> None:
     settings = context.settings
     _log(settings.log_format)
     with closing(Lifecycle.from_env(doorbell=ring)) as keeper:
-        app = create_app(keeper, api_tokens=settings.api_tokens, broker=_asks(celery))
+        app = create_app(
+            keeper,
+            api_tokens=settings.api_tokens,
+            broker=_asks(celery),
+            prices=settings.prices,
+        )
         closed = not is_loopback(host) and not _has_token(keeper.store, settings.api_tokens)
         if closed:
             click.echo(

@@ -360,3 +360,55 @@ def test_the_script_of_a_shell_is_printed(operator: Operator, shell: str) -> Non
 
     assert printed.exit_code == 0
     assert "_SANDKEEPER_COMPLETE" in printed.stdout
+
+
+def test_savings_are_told_in_hours_and_in_money(
+    operator: Operator, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table by tenant and provider, one of TTLs, a sentence each; without a price in hours."""
+    keeper.open("conv", tenant="acme")
+
+    hours = operator.types("savings", "--ttl", "900", "--ttl", "60")
+    operator.environ["SANDKEEPER_PRICES"] = '{"currency": "EUR", "default": 0.5}'
+    money = operator.types("savings", "--since", "1d", "--ttl", "900")
+    found = json.loads(operator.types("savings", "--ttl", "900", "--json").stdout)
+
+    assert (hours.exit_code, hours.stderr) == (0, "")
+    assert "A TTL of 15 min would have saved 0.0 h and reset 0 sessions" in hours.stdout
+    assert "A TTL of 1 min would have saved 0.0 h" in hours.stdout
+    assert "EUR" not in hours.stdout
+    assert "would have saved 0.00 EUR (0.0 h)" in money.stdout
+    assert (found["lines"][0]["tenant"], found["currency"]) == ("acme", "EUR")
+    assert found["total"]["what_if"][0]["ttl"] == 900
+    assert "no sandbox was there" in operator.types("savings", "--tenant", "nobody").stdout
+
+
+def test_savings_of_all_are_read_a_stretch_at_a_time(
+    operator: Operator, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, each is counted once."""
+    for number in range(5):
+        keeper.open(f"conv-{number}")
+    monkeypatch.setattr("tasks.savings.AT_A_TIME", 2)
+
+    found = json.loads(operator.types("savings", "--json").stdout)
+
+    assert found["total"]["sandboxes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--since", "a week"), "since 'a week': write it as 7d"),
+        (("--ttl", "0"), "ttl 0: give seconds"),
+        (("--tenant", "a b"), "tenant 'a b'"),
+    ],
+)
+def test_nonsense_for_savings_is_refused(
+    operator: Operator, words: tuple[str, ...], said: str
+) -> None:
+    """Field, value and fix, in one line."""
+    refused = operator.types("savings", *words)
+
+    assert refused.exit_code == 1
+    assert said in refused.stderr

@@ -23,7 +23,7 @@ from core.lifecycle import Keeper
 from core.model import SandboxState, SessionStatus, TurnOutcome
 from core.policy import Policy
 from core.reaper import Reaper
-from core.store import Store, overdue, overview, quarantine, selection, standing
+from core.store import Store, overdue, overview, quarantine, savings, selection, standing
 from core.store.listings import Listings
 from core.store.selection import Wish
 from tests.crowd import fill
@@ -581,6 +581,35 @@ def test_the_overdue_are_found_by_when_they_were_due(store: Store, due: int) -> 
     # Few: the closing that are due first are looked through, LOTS of them at most.
     few = max(3 * due, SESSIONS // 100)
     expect_bounded(plans, (few if due < overdue.FEW else selection.STRETCH) + SLACK)
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
+@pytest.mark.parametrize("tenant", [None, "acme"])
+def test_savings_read_a_stretch_at_a_time(
+    store: Store, tenant: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred thousand, each statement reads its sandboxes, and what happened to those."""
+    monkeypatch.setattr(savings, "STRETCH", 100)
+    found: list[savings.Reading] = []
+
+    def read() -> None:
+        span = store.savings.span(86_400.0 * 7)
+        found.append(store.savings.read(span, [900.0], tenant=tenant, most=200))
+
+    with taken_back(store) as connection:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(
+            text(
+                "UPDATE sessions SET tenant = 'acme' WHERE id IN "
+                "(SELECT 'conv-' || (n * 89) FROM generate_series(1, 1000) AS n)"
+            )
+        )
+        connection.execute(text("ANALYZE sessions"))
+
+        plans = explained_each(connection, read)
+
+    assert (found[0].read, len(plans)) == (200, 10)
+    expect_bounded(plans, 2 * 100 + SLACK)
 
 
 def test_the_quarantine_reads_what_is_in_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ OTHERS = [
     "BROKER_URL",
     "PROVIDER",
     "SPEC",
+    "PRICES",
     "INSTALLATION",
     "QUEUE_PREFIX",
     "LOG_FORMAT",
@@ -399,3 +400,38 @@ def test_a_misspelt_name_in_code_is_refused_too() -> None:
     """The constructor is as strict as the environment."""
     with pytest.raises(ValidationError, match="idel_ttl"):
         Settings.model_validate({"idel_ttl": 5})
+
+
+# Prices
+
+
+def test_prices_are_a_table_or_a_file_with_one(tmp_path: Path) -> None:
+    """By provider, with a default; nothing is invented for who has none."""
+    table = '{"currency": "EUR", "default": 0.1, "providers": {"e2b": 0.08, "docker": 0}}'
+    path = tmp_path / "prices.json"
+    path.write_text(table)
+
+    prices = read(PRICES=table).prices
+
+    assert prices is not None
+    assert [prices.of(name) for name in ("e2b", "docker", "modal")] == [0.08, 0, 0.1]
+    assert read(PRICES_FILE=str(path)).prices == prices
+    assert read().prices is None
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('{"currency": "EUR"}', "it has no price: give `default`, or one of `providers`"),
+        ('{"default": 1}', f"{PREFIX}PRICES.currency="),
+        ('{"currency": "euro", "default": 1}', f"{PREFIX}PRICES.currency='euro': "),
+        ('{"currency": "EUR", "default": -1}', f"{PREFIX}PRICES.default=-1: "),
+        ('{"currency": "EUR", "default": "1"}', f"{PREFIX}PRICES.default='1': "),
+        ('{"currency": "EUR", "providers": {"e2b": -1}}', f"{PREFIX}PRICES.providers.e2b=-1: "),
+        ('{"currency": "EUR", "defualt": 1}', f"{PREFIX}PRICES.defualt=1: "),
+        ("cheap", f"{PREFIX}PRICES='cheap': "),
+    ],
+)
+def test_nonsense_for_prices_is_refused_by_field(table: str, said: str) -> None:
+    """The field, its value, and what is wrong."""
+    assert said in refusal(PRICES=table)

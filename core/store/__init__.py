@@ -35,6 +35,7 @@ from .records import Records
 from .restore import Restore
 from .retention import Retention
 from .rules import Rules
+from .savings import Savings
 from .selection import Selection
 from .sessions import Sessions
 from .settling import Settling
@@ -105,6 +106,7 @@ class Store:
         self.selection = Selection(self.database, rules, self.overdue)
         self.quarantine = Quarantine(self.database)
         self.records = Records(self.database)
+        self.savings = Savings(self.database, rules)
 
 
 def _installation(database: Database, wanted: str | None, host: Host) -> str:

@@ -11,6 +11,7 @@ from typing import Final, ParamSpec, TypeVar
 from ..access import Known
 from ..aio import AsyncKeeper
 from ..lifecycle import Keeper
+from ..prices import Prices
 from ..reaper import Reaper, SweepReport
 from ..store.census import Counts
 from ..store.listings import Listings
@@ -37,6 +38,7 @@ class Desk:
         *,
         tokens: Mapping[str, Known],
         broker: Callable[[], None] | None,
+        prices: Prices | None = None,
     ) -> None:
         self.keeper = keeper.keeper if isinstance(keeper, AsyncKeeper) else keeper
         store = self.keeper.store
@@ -44,6 +46,7 @@ class Desk:
         self.census = Counts(store.database).census
         self.tokens = Tokens(store.database)
         self.configured = tokens
+        self.prices = prices
         self.readiness = Readiness(store, broker)
         self._quick = ThreadPoolExecutor(QUICK, "sandkeeper-quick")
         self._pages = ThreadPoolExecutor(PAGES, "sandkeeper-pages")

@@ -52,6 +52,7 @@ RULES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/v1/windows"): Rule(Scope.READ, whole_installation=True),
     ("PUT", "/v1/windows/{name}"): Rule(Scope.OPERATE, whole_installation=True),
     ("DELETE", "/v1/windows/{name}"): Rule(Scope.OPERATE, whole_installation=True),
+    ("GET", "/v1/savings"): Rule(Scope.READ),
     ("GET", "/metrics"): Rule(Scope.READ, whole_installation=True),
 }
 # For probes, which have no token: they say nothing of any session.

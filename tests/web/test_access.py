@@ -59,6 +59,7 @@ EXPECTED = {
     "GET /v1/windows": Expected(Scope.READ, 200, 404),
     "PUT /v1/windows/{name}": Expected(Scope.OPERATE, 200, 404, WINDOW),
     "DELETE /v1/windows/{name}": Expected(Scope.OPERATE, 200, 404),
+    "GET /v1/savings": Expected(Scope.READ, 200, 200),
     "GET /metrics": Expected(Scope.READ, 200, 404),
 }
 OF_THE_INSTALLATION = {

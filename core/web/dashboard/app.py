@@ -10,11 +10,22 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from ..desk import Desk
-from . import audit, bulk, fleet, live, login, operations, quarantine, session, sessions
+from . import audit, bulk, fleet, live, login, operations, quarantine, savings, session, sessions
 from .shared import Shared
 
 STATIC: Final = Path(__file__).parents[1] / "static"
-PARTS: Final = (fleet, sessions, bulk, session, quarantine, operations, audit, live, login)
+PARTS: Final = (
+    fleet,
+    sessions,
+    bulk,
+    session,
+    quarantine,
+    operations,
+    savings,
+    audit,
+    live,
+    login,
+)
 
 
 def install(app: FastAPI, desk: Desk) -> None:

@@ -14,11 +14,13 @@ from fastapi import FastAPI
 from core.access import Scope
 from core.events import EventKind
 from core.lifecycle import Keeper
+from core.prices import Prices
 from core.store import quarantine as quarantine_store
 from core.store.guard import HoldReason
 from core.store.quarantine import Among
 from core.store.tokens import Tokens
 from core.web import create_app
+from core.web.dashboard import savings
 from core.web.dashboard.app import PARTS
 from core.web.dashboard.live import news
 from tests.fakes import FrozenClock
@@ -29,7 +31,7 @@ SCRIPT = "<script>alert(1)</script>"
 FORM = re.compile(r'name="form" value="([0-9a-f]{64})"')
 EVERY = Among()
 OF_ALL = ("/orphans", "/sweeps", "/providers", "/audit")
-PAGES = ("/", "/sessions", "/sessions/conv", "/quarantine", *OF_ALL)
+PAGES = ("/", "/sessions", "/sessions/conv", "/quarantine", "/savings", *OF_ALL)
 POSTS = {
     "/sessions/preview": {"verb": "end", "pick": "conv/1"},
     "/sessions/act": {"verb": "end", "pick": "conv/1", "reason": "why"},
@@ -312,7 +314,7 @@ def test_what_others_wrote_is_text(keeper: Keeper, viewer: Viewer, path: str) ->
     text = viewer.get(path).text
 
     assert "<script>" not in text
-    assert "&lt;script&gt;" in text or path in {"/", "/orphans", "/sessions"}
+    assert "&lt;script&gt;" in text or path in {"/", "/savings", "/orphans", "/sessions"}
 
 
 def test_an_act_says_who_and_why(keeper: Keeper, desk: Desk) -> None:
@@ -655,3 +657,41 @@ def test_vendored_files_are_what_was_published() -> None:
 
     assert found == sums
     assert {"htmx.LICENSE", "uPlot.LICENSE"} <= found.keys()
+
+
+def test_savings_are_counted_and_another_ttl_is_tried(
+    keeper: Keeper, clock: FrozenClock, desk: Desk
+) -> None:
+    """In the words of the command line; one tenant sees that tenant's alone."""
+    prices = Prices(currency="EUR", default=2)
+    viewer = Viewer(keeper, app=create_app(keeper, prices=prices))
+    empty = viewer.get("/savings").text
+    keeper.open("mine", tenant="acme", idle_ttl=90_000)
+    keeper.open("theirs", tenant="globex", idle_ttl=90_000)
+    clock.advance(7200)
+    keeper.touch("mine")
+
+    page = viewer.get("/savings?since=86400&minutes=60").text
+    viewer.login(desk.token(Scope.READ, tenant="acme"))
+    of_acme = viewer.get("/savings?since=86400&minutes=60").text
+
+    assert "No sandbox was there" in empty
+    assert "A TTL of 1 h would have saved 4.00 EUR (2.0 h) and reset 1 session." in page
+    assert "A TTL of 1 h would have saved 2.00 EUR (1.0 h) and reset 1 session." in of_acme
+    assert "globex" in page
+    assert "globex" not in of_acme
+    assert viewer.get("/savings?minutes=0").status_code == 422
+    assert viewer.get("/savings?since=nan").status_code == 422
+
+
+def test_savings_say_when_they_are_not_of_all(
+    keeper: Keeper, viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page reads so many sandboxes and no more."""
+    for number in range(3):
+        keeper.open(f"conv-{number}")
+    monkeypatch.setattr(savings, "MOST", 2)
+
+    assert "These are the first 2 sandboxes" in viewer.get("/savings").text
+    monkeypatch.setattr(savings, "MOST", 3)
+    assert "These are the first" not in viewer.get("/savings").text
