@@ -385,6 +385,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/savings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Savings
+         * @description What sandboxes cost by tenant and provider, and what another idle TTL would have saved.
+         */
+        get: operations["get_savings"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -1274,6 +1294,84 @@ export interface components {
          */
         SandboxState: "creating" | "running" | "closing" | "gone";
         /**
+         * SavingsLineAnswer
+         * @description One tenant at one provider, in seconds; a cost is null where nobody gave a price.
+         */
+        SavingsLineAnswer: {
+            /**
+             * Tenant
+             * @description null: all that are not told apart.
+             */
+            tenant: string | null;
+            /**
+             * Provider
+             * @description null: the total.
+             * @example docker
+             */
+            provider: string | null;
+            /** Sandboxes */
+            sandboxes: number;
+            /**
+             * Billed
+             * @description From creation until the sandbox was gone.
+             */
+            billed: number;
+            /**
+             * Busy
+             * @description Of that, in a turn.
+             */
+            busy: number;
+            /** Idle */
+            idle: number;
+            /**
+             * Saved
+             * @description Against sandboxes that nobody reaps.
+             */
+            saved: number;
+            /** Billed Cost */
+            billed_cost: number | null;
+            /** Idle Cost */
+            idle_cost: number | null;
+            /** Saved Cost */
+            saved_cost: number | null;
+            /** What If */
+            what_if: components["schemas"]["WhatIfAnswer"][];
+        };
+        /**
+         * SavingsPage
+         * @description What the sandboxes of some sessions come to; without `next_cursor` those are all. Pages of one
+         *     span may be added up.
+         */
+        SavingsPage: {
+            /**
+             * Since
+             * Format: date-time
+             * @example 2026-03-01T12:00:00Z
+             */
+            since: string;
+            /**
+             * Until
+             * Format: date-time
+             * @example 2026-03-01T12:00:00Z
+             */
+            until: string;
+            /**
+             * Currency
+             * @example EUR
+             */
+            currency: string | null;
+            /**
+             * Read
+             * @description Sandboxes that were looked at.
+             */
+            read: number;
+            /** Lines */
+            lines: components["schemas"]["SavingsLineAnswer"][];
+            total: components["schemas"]["SavingsLineAnswer"];
+            /** Next Cursor */
+            next_cursor: string | null;
+        };
+        /**
          * SessionAnswer
          * @description A session as it was at `seen_at`, by the database's clock. Durations are seconds.
          */
@@ -1571,6 +1669,43 @@ export interface components {
              * @example api-7f/worker-3
              */
             holder?: string | null;
+        };
+        /**
+         * WhatIfAnswer
+         * @description What another idle TTL would have made of the same use. Durations are seconds.
+         */
+        WhatIfAnswer: {
+            /**
+             * Ttl
+             * @example 900
+             */
+            ttl: number;
+            /**
+             * Saved
+             * @description Negative: so many more.
+             * @example 111600
+             */
+            saved: number;
+            /**
+             * Saved Cost
+             * @example 3.1
+             */
+            saved_cost: number | null;
+            /**
+             * Resets
+             * @description Returns to a sandbox that would have been gone.
+             */
+            resets: number;
+            /**
+             * Sessions
+             * @description Sessions that were reset, once or more.
+             */
+            sessions: number;
+            /**
+             * Spared
+             * @description Resets that happened, and would not have.
+             */
+            spared: number;
         };
         /**
          * WhenFull
@@ -2528,6 +2663,45 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["WindowAnswer"];
+                };
+            };
+            /** @description A problem */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_savings: {
+        parameters: {
+            query?: {
+                /** @description Seconds before now. */
+                since?: number;
+                /** @description Seconds; may be repeated. */
+                ttl?: number[];
+                tenant?: string | null;
+                /** @description `next_cursor` of a page. */
+                cursor?: string | null;
+                /** @description Sandboxes to read, about. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SavingsPage"];
                 };
             };
             /** @description A problem */
