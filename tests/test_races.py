@@ -572,7 +572,7 @@ class Caller:
                 if name is None:
                     continue
                 self.names[session_id] = name
-            edge = self.dice.uniform(0.9, 1.7) * self.idle_ttl
+            edge = self.dice.uniform(0.9, 2.4) * self.idle_ttl
             heapq.heappush(self.agenda, (time.time() + edge, session_id))
         return self.record
 
