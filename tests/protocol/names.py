@@ -67,6 +67,7 @@ NOT_MODELLED = {
     "Promises.set_aside": "an extension is kept for longer where a clock was put right",
     "Promises.lift_pins": "half of Pins.unpin, inside of its transaction",
     "Overdue.ids": "reads inside somebody's transaction",
+    "Savings.read": "reads, each stretch in a look of its own",
     "Policies.set": "limits of later rows; what follows is a date that comes sooner or later",
     "Policies.unset": "likewise",
     "Policies.edit": "likewise",
