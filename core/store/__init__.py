@@ -82,7 +82,14 @@ class Store:
         self.policies = Policies(self.database, rules)
         self.settling = Settling(self.database, rules)
         self.windows = Windows(self.database, rules)
-        self.openings = Openings(self.database, rules, self.sessions, host.randbits, self.policies)
+        self.openings = Openings(
+            self.database,
+            rules,
+            self.sessions,
+            host.randbits,
+            policies=self.policies,
+            settling=self.settling,
+        )
         self.turns = Turns(self.database, rules, self.sessions)
         self.clamps = Clamps(self.database, rules)
         self.sweeps = Sweeps(self.database, rules)

@@ -127,7 +127,7 @@ class Evidence:
         w = windows.c
         self._window = (
             select(w.name, w.until_at, w.reason)
-            .where(w.from_at <= rules.now, w.until_at > rules.now)
+            .where(rules.window_open)
             .order_by(w.until_at.desc())
             .limit(1)
         )

@@ -79,12 +79,14 @@ class Openings:
         rules: Rules,
         session_store: Sessions,
         randbits: Callable[[int], int],
+        *,
         policies: Policies,
+        settling: Settling,
     ) -> None:
         self.database = database
         self.sessions = session_store
         self._policies = policies
-        self._settling = Settling(database, rules)
+        self._settling = settling
         self._quotas = Quotas(database, rules)
         self._randbits = randbits
         self._policy = rules.policy

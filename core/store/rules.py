@@ -104,6 +104,7 @@ class Rules:
             idle_next, self.in_(policy.idle_ttl), func.coalesce(self.age_ends, idle_next)
         )
         self.live_turn = and_(OPEN_TURN, t.hard_until > now)
+        self.window_open = and_(windows.c.from_at <= now, windows.c.until_at > now)
         self.may_end = self.may_end_since(now)
         self.why_over = case((self.too_old, "max_age"), else_="idle")
 

@@ -50,12 +50,7 @@ class Watch:
             i.swept_at, i.stood_in_at, i.created_at, rules.now.label("at"), *oldest
         )
         w = windows.c
-        self._window = (
-            select(w.name)
-            .where(w.from_at <= rules.now, w.until_at > rules.now)
-            .order_by(w.until_at.desc())
-            .limit(1)
-        )
+        self._window = select(w.name).where(rules.window_open).order_by(w.until_at.desc()).limit(1)
         self._held = select(func.count()).select_from(holds).where(holds.c.until.is_(None))
 
     def pulse(self) -> Pulse:

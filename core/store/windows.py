@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, bindparam, delete, select
+from sqlalchemy import bindparam, delete, select
 
 from ..errors import InvalidArgument
 from ..events import Event, EventKind
@@ -37,8 +37,14 @@ class Windows:
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
         self._longest = rules.policy.longest_pin
-        is_open = and_(w.from_at <= rules.now, w.until_at > rules.now)
-        columns = (w.name, w.from_at, w.until_at, w.reason, w.made_by, is_open.label("open"))
+        columns = (
+            w.name,
+            w.from_at,
+            w.until_at,
+            w.reason,
+            w.made_by,
+            rules.window_open.label("open"),
+        )
         self._all = select(*columns).order_by(w.from_at, w.name)
         self._one = select(*columns, (w.until_at <= rules.now).label("over")).where(
             w.name == bindparam("of_name")
